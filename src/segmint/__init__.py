@@ -1,0 +1,71 @@
+"""Semantic segmentation from few masks, with deep generative models and honest comparisons."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from segmint.types import IGNORE, Batch, Prediction, SegmintError
+
+if TYPE_CHECKING:
+    from segmint.data.check import check
+    from segmint.data.folder import Data
+    from segmint.data.folder import open_folder as open
+    from segmint.evaluation.compare import compare
+    from segmint.evaluation.evaluate import evaluate
+    from segmint.evaluation.report import write_report as report
+    from segmint.inference.generate import generate
+    from segmint.inference.predict import predict
+    from segmint.methods.method import Method, build, load, save
+    from segmint.seeds import Seeds
+    from segmint.training.run import Run, resume, train
+
+__all__ = [
+    "IGNORE",
+    "Batch",
+    "Data",
+    "Method",
+    "Prediction",
+    "Run",
+    "Seeds",
+    "SegmintError",
+    "build",
+    "check",
+    "compare",
+    "evaluate",
+    "generate",
+    "load",
+    "open",
+    "predict",
+    "report",
+    "resume",
+    "save",
+    "train",
+]
+
+_HOMES = {
+    "check": "data.check:check",
+    "Data": "data.folder:Data",
+    "open": "data.folder:open_folder",
+    "compare": "evaluation.compare:compare",
+    "evaluate": "evaluation.evaluate:evaluate",
+    "report": "evaluation.report:write_report",
+    "generate": "inference.generate:generate",
+    "predict": "inference.predict:predict",
+    "Method": "methods.method:Method",
+    "build": "methods.method:build",
+    "load": "methods.method:load",
+    "save": "methods.method:save",
+    "Seeds": "seeds:Seeds",
+    "Run": "training.run:Run",
+    "resume": "training.run:resume",
+    "train": "training.run:train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import segmint` is quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'segmint' has no attribute {name!r}")
+    module, attribute = _HOMES[name].split(":")
+    return getattr(import_module(f"segmint.{module}"), attribute)

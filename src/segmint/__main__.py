@@ -1,0 +1,6 @@
+"""`python -m segmint` is `segmint`."""
+
+from segmint.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Read, check, split, cache and augment data folders."""

@@ -1,0 +1,281 @@
+"""Whether one way of training is better than another: paired differences over the same images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segmint.config import RunSettings, read_run
+from segmint.evaluation.evaluate import CLASS_MEASURES, MEASURES, Measure, as_interval, read_tables
+from segmint.evaluation.files import read_json, read_lines, write_json
+from segmint.functional import metrics
+from segmint.types import SegmintError
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is compared of a run: its settings and its tables, one row per image."""
+
+    folder: Path
+    settings: RunSettings
+    entry: dict[str, Any]
+    tables: dict[str, Tensor]
+    generator: str
+
+    @property
+    def strategy(self) -> str:
+        """What makes two runs the same strategy: all settings but the seed and what follows from it."""
+        settings = self.settings.model_dump(mode="json", exclude={"seed", "notes", "synthetic", "data"})
+        chosen = settings["method_settings"]
+        settings["method_settings"] = {k: v for k, v in chosen.items() if not isinstance(v, list)}
+        return json.dumps([settings, self.generator], sort_keys=True)
+
+
+def compare(
+    baseline: Path,
+    others: Sequence[Path],
+    split: str = "val",
+    *,
+    folder: Path | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare runs with a baseline over the same images.
+
+    Runs whose settings differ in nothing but the seed are one strategy: its figure is the mean over its
+    seeds, and the difference is resampled over seeds and images (over images alone where there is one
+    seed). Runs that share the baseline's settings are further seeds of the baseline.
+
+    Args:
+        baseline, others: run folders with a metrics.json that has this split.
+        split: which figures to compare.
+        folder: where to write comparison.json; None: nowhere.
+        resamples, seed: of the bootstrap.
+
+    Returns:
+        What comparison.json holds: "baseline" and "others" with their figures; of each other its "difference"
+        with interval and p-value per measure, "per_class" differences of IoU, "verdict" ("better", "worse" or
+        "neither": by mIoU, with Holm's correction over the others) and "sentence"; "answer" and "notes".
+
+    Raises:
+        SegmintError: a run was not evaluated on the split, or on other images, classes or sizes.
+    """
+    runs = [_read(Path(path), split) for path in [baseline, *others]]
+    for run in runs[1:]:
+        _check_same(runs[0], run, split)
+    strategies = _join(runs)
+    if len(strategies) < 2:
+        raise SegmintError(f"{baseline}: nothing to compare it with; name a run of another strategy as well")
+    labels = _labels(strategies)
+    units = metrics.units(runs[0].entry["per_image"]["groups"])
+    bootstrap = _Bootstrap(units, runs[0].entry["classes"], resamples, seed)
+    found = [bootstrap.differences(strategies[0], arm) for arm in strategies[1:]]
+    adjusted = metrics.holm([one["difference"]["miou"]["p"] for one in found])
+    results = []
+    for arm, label, one, p in zip(strategies[1:], labels[1:], found, adjusted, strict=True):
+        verdict = judge(one["difference"]["miou"], p)
+        change = _change(strategies[0][0], arm[0], labels[0], label)
+        sentence = say(change, verdict, one["difference"]["miou"])
+        head = bootstrap.describe(arm, label)
+        results.append({**head, **one, "p_holm": p, "verdict": verdict, "sentence": sentence})
+    comparison = {
+        "split": split,
+        "images": len(runs[0].entry["per_image"]["names"]),
+        "resampled": units.kind,
+        "baseline": bootstrap.describe(strategies[0], labels[0]),
+        "others": results,
+        "answer": " ".join(one["sentence"] for one in results),
+        "notes": _notes(strategies, units, split),
+    }
+    if folder is not None:
+        write_json(folder / "comparison.json", comparison)
+    return comparison
+
+
+def judge(difference: dict[str, float], p: float) -> str:
+    """The verdict on a difference with its corrected p-value.
+
+    Returns:
+        "better" or "worse" if the interval leaves out zero and p is below 0.05, else "neither".
+    """
+    if p < LEVEL and difference["low"] > 0:
+        return "better"
+    return "worse" if p < LEVEL and difference["high"] < 0 else "neither"
+
+
+def say(change: str, verdict: str, difference: dict[str, float]) -> str:
+    """The verdict in a sentence, in points of mIoU."""
+    value, low, high = (100 * difference[key] for key in ("value", "low", "high"))
+    digits = 1 if max(abs(low), abs(high)) >= 1 or value == 0 else 2
+    figures = f"{value:+.{digits}f} points of mIoU [{low:+.{digits}f}, {high:+.{digits}f}]"
+    if verdict == "neither":
+        return f"{change} made the segmenter neither better nor worse beyond chance: {figures}."
+    return f"{change} made the segmenter {verdict}: {figures}."
+
+
+def _read(folder: Path, split: str) -> Run:
+    remedy = f"run `segmint evaluate {folder} DATA --split {split}` first"
+    scores = read_json(folder / "metrics.json", remedy)
+    if split not in scores:
+        has = ", ".join(scores) or "nothing"
+        raise SegmintError(f"{folder / 'metrics.json'}: has no split {split!r} (it has {has}); {remedy}")
+    settings = read_run(folder)
+    try:
+        tables = read_tables(scores[split])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise SegmintError(f"{folder / 'metrics.json'}: {split}: incomplete ({error!r}); {remedy}") from error
+    return Run(folder, settings, scores[split], tables, _generator(settings.synthetic))
+
+
+def _generator(synthetic: Sequence[str]) -> str:
+    """The methods that made the generated pairs, as their manifests say; else the folders' names."""
+    makers = []
+    for path in map(Path, synthetic):
+        manifest = path / "manifest.jsonl"
+        first = read_lines(manifest)[:1] if manifest.is_file() else []
+        makers.append(str(first[0].get("method", path.name)) if first else path.name)
+    return " and ".join(dict.fromkeys(makers))
+
+
+def _check_same(first: Run, run: Run, split: str) -> None:
+    remedy = f"evaluate both on the same data and size with --split {split}"
+    for key, words in (("classes", "classes"), ("size", "image sizes")):
+        if run.entry[key] != first.entry[key]:
+            raise SegmintError(
+                f"{run.folder}: {words} {run.entry[key]} differ from {first.folder}'s {first.entry[key]}; {remedy}"
+            )
+    ours, theirs = first.entry["per_image"]["names"], run.entry["per_image"]["names"]
+    if ours != theirs:
+        raise SegmintError(
+            f"{run.folder}: was evaluated on {len(theirs)} images of {split}, "
+            f"which are not the {len(ours)} of {first.folder}; {remedy}"
+        )
+
+
+def _join(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs of one strategy together, by seed; the first run's strategy first.
+
+    A run that repeats a seed is a strategy of its own.
+    """
+    strategies: list[list[Run]] = []
+    for run in runs:
+        for arm in strategies:
+            seeds = [other.settings.seed for other in arm]
+            if arm[0].strategy == run.strategy and run.settings.seed not in seeds:
+                arm.append(run)
+                break
+        else:
+            strategies.append([run])
+    return [sorted(arm, key=lambda run: run.settings.seed) for arm in strategies]
+
+
+def title(method: str) -> str:
+    """A method's name in a sentence: short names are abbreviations."""
+    return method.upper() if len(method) <= 3 else method
+
+
+def _labels(strategies: Sequence[Sequence[Run]]) -> list[str]:
+    labels = []
+    for arm in strategies:
+        run = arm[0]
+        label = run.settings.method
+        if run.generator:
+            label += f" + pairs from {' and '.join(title(name) for name in run.generator.split(' and '))}"
+        labels.append(label)
+    return [
+        f"{label} ({arm[0].folder.name})" if labels.count(label) > 1 else label
+        for label, arm in zip(labels, strategies, strict=True)
+    ]
+
+
+def _change(baseline: Run, other: Run, before: str, after: str) -> str:
+    alike = baseline.settings.method == other.settings.method and not baseline.generator
+    if alike and other.generator:
+        makers = " and ".join(f"the {title(name)}" for name in other.generator.split(" and "))
+        return f"Training on pairs from {makers} as well"
+    return f"Using {after} instead of {before}"
+
+
+@dataclass(frozen=True)
+class _Bootstrap:
+    """How figures are resampled; the same for every strategy, so that differences are paired."""
+
+    units: metrics.Units
+    names: Sequence[str]
+    resamples: int
+    seed: int
+
+    def figures(self, arm: Sequence[Run], measure: Measure) -> Tensor:
+        """The mean over seeds of a measure: [1 + R] or [1 + R, K]; row 0 is that of the data as they are."""
+        of_runs = [
+            metrics.resample(run.tables[measure.table], measure.of, self.units, self.resamples, self.seed)
+            for run in arm
+        ]
+        figures = torch.stack(of_runs, 1)
+        generator = np.random.default_rng([self.seed, *(run.settings.seed for run in arm)])
+        drawn = generator.multinomial(len(arm), np.full(len(arm), 1 / len(arm)), self.resamples)
+        weight = torch.cat([torch.ones(1, len(arm), dtype=torch.float64), torch.from_numpy(drawn).double()])
+        weight = weight.view(*weight.shape, *[1] * (figures.ndim - 2)).expand_as(figures)
+        weight = weight.masked_fill(figures.isnan(), 0)
+        return (figures.nan_to_num(0) * weight).sum(1) / weight.sum(1)
+
+    def differences(self, baseline: Sequence[Run], arm: Sequence[Run]) -> dict[str, Any]:
+        """Of every measure, and of each class's IoU: arm less baseline, with interval and p-value."""
+        difference = {}
+        for key, measure in MEASURES.items():
+            change = self.figures(arm, measure) - self.figures(baseline, measure)
+            difference[key] = {**as_interval(metrics.interval(change)), "p": float(metrics.p_value(change))}
+        change = self.figures(arm, CLASS_MEASURES["iou"]) - self.figures(baseline, CLASS_MEASURES["iou"])
+        bounds, p = metrics.interval(change), metrics.p_value(change)
+        per_class = {name: {**as_interval(bounds[:, k]), "p": float(p[k])} for k, name in enumerate(self.names)}
+        return {"difference": difference, "per_class": per_class}
+
+    def describe(self, arm: Sequence[Run], label: str) -> dict[str, Any]:
+        """A strategy's runs and figures."""
+        scores = {key: metrics.interval(self.figures(arm, measure)) for key, measure in MEASURES.items()}
+        iou = metrics.interval(self.figures(arm, CLASS_MEASURES["iou"]))
+        return {
+            "label": label,
+            "runs": [run.folder.name for run in arm],
+            "seeds": [run.settings.seed for run in arm],
+            "scores": {key: as_interval(bounds) for key, bounds in scores.items()},
+            "iou": {name: as_interval(iou[:, k]) for k, name in enumerate(self.names)},
+        }
+
+
+def _notes(strategies: Sequence[Sequence[Run]], units: metrics.Units, split: str) -> list[str]:
+    seeds = min(len(arm) for arm in strategies)
+    notes = [
+        "Brackets are 95% bootstrap intervals of the paired difference over the same images.",
+        units.note,
+    ]
+    if split == "val":
+        notes.append("Validation images also chose which weights were kept, so figures on them are a little high.")
+    if split == "train":
+        notes.append("These are training images: the figures do not say how the runs do on new ones.")
+    if seeds == 1:
+        notes.append(
+            "One seed was used: the intervals say how sure the difference is on further images like these, "
+            "not how much it would change if training were repeated with another seed."
+        )
+    else:
+        notes.append(f"Figures are means over at least {seeds} seeds; seeds are resampled as well as images.")
+        if seeds < 5:
+            notes.append("With so few seeds the intervals are somewhat too narrow.")
+    if len(strategies) > 2:
+        notes.append(f"Verdicts are corrected for {len(strategies) - 1} comparisons (Holm 1979).")
+    unfair = "so the comparison is not like for like."
+    if len({arm[0].settings.budget for arm in strategies}) > 1:
+        notes.append(f"The runs did not have the same number of labelled images, {unfair}")
+    if len({arm[0].settings.training.steps for arm in strategies}) > 1:
+        notes.append(f"The runs were not given the same number of steps, {unfair}")
+    return notes

@@ -1,0 +1,1 @@
+"""Use of trained methods: prediction and generation."""

@@ -1,0 +1,1 @@
+"""One file, one method. `build("name")` finds it by its file name."""

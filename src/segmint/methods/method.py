@@ -1,0 +1,249 @@
+"""The contract of a method, and how methods are built, saved and loaded."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from segmint.seeds import Seeds
+from segmint.types import Batch, SegmintError
+
+M = TypeVar("M", bound="Method")
+
+
+class Optimizers(Protocol):
+    """What a method's `step` is given: one optimiser per part."""
+
+    def minimize(self, part: str, loss: Tensor) -> None:
+        """Move the parameters of `part`, and no others, down the gradient of the scalar `loss`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method may know of its training data before it is built.
+
+    Attributes:
+        classes: K, the number of classes.
+        channels: C of the images.
+        size: height and width of the training images, in pixels.
+        shares: the share of each class among the labelled training pixels, K numbers that sum to one.
+        labelled: number of labelled training images; `unlabelled`: of unlabelled ones.
+        steps: how many optimisation steps the training is to take.
+    """
+
+    classes: int
+    channels: int
+    size: tuple[int, int]
+    shares: tuple[float, ...]
+    labelled: int
+    unlabelled: int
+    steps: int
+
+
+class Method(nn.Module):
+    """One learner. Its keyword-only constructor is its whole configuration, kept in `config`.
+
+    A method overrides `segment`, `generate` or both, and one of `loss` (one optimiser) and `step` (anything else).
+    Every constructor takes `classes`, `in_channels` and `image_size`.
+
+    Class attributes:
+        defaults: values of the training settings that differ from those of `segmint.config.TrainSettings`.
+        uses_unlabelled: whether unlabelled images teach it anything.
+        whole_epochs: each epoch visits every image exactly once (for EM) instead of sampling endlessly.
+        monitor: the validation figure that early stopping watches, and whether "max" or "min" is best; None: the
+            last weights are kept.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    uses_unlabelled: ClassVar[bool] = False
+    whole_epochs: ClassVar[bool] = False
+    monitor: ClassVar[tuple[str, str] | None] = ("miou", "max")
+
+    config: dict[str, Any]
+
+    def __new__(cls: type[M], **config: Any) -> M:
+        """Keep the constructor's arguments, defaults included, in `config`."""
+        method = super().__new__(cls)
+        if not config:  # copy and pickle make the object first and fill in its attributes afterwards
+            return method
+        bound = inspect.signature(cls.__init__).bind(method, **config)
+        bound.apply_defaults()
+        values = {key: value for key, value in bound.arguments.items() if key != "self"}
+        object.__setattr__(method, "config", values)
+        return method
+
+    @classmethod
+    def adapt(cls, settings: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], list[str]]:
+        """Settle what depends on the data before the method is built.
+
+        Args:
+            settings: constructor arguments as the user gave them.
+            facts: what is known of the training data.
+
+        Returns:
+            The constructor arguments with every "auto" resolved, and sentences that say what was chosen and why.
+        """
+        return dict(settings), []
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules that are optimised separately, by name."""
+        return {"model": self}
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalar terms to report; the one called "loss" is minimised."""
+        raise SegmintError(f"{self.name} has neither a loss nor a step of its own")
+
+    def step(self, batch: Batch, optimizers: Optimizers) -> dict[str, Tensor]:
+        """One optimisation step; returns scalar terms to report."""
+        terms = self.loss(batch)
+        optimizers.minimize("model", terms["loss"])
+        return {key: value.detach() for key, value in terms.items()}
+
+    def finish_epoch(self) -> dict[str, float]:
+        """Called after each pass over the data; returns figures to report. EM updates itself here."""
+        return {}
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalar terms averaged over the validation images (mIoU is added for methods that segment)."""
+        return {}
+
+    def segment(self, image: Tensor, seeds: Seeds) -> Tensor:
+        """One draw of a mask for each image.
+
+        Args:
+            image: float32 [B, C, H, W] in [-1, 1]; any H and W.
+            seeds: one per image; methods without randomness leave them alone.
+
+        Returns:
+            Logits, float32 [B, K, H, W].
+        """
+        raise SegmintError(f"{self.name} does not segment")
+
+    def generate(self, seeds: Seeds, mask: Tensor | None = None, previous: Tensor | None = None) -> Batch:
+        """Make one image-and-mask pair per seed, of the size it was trained on.
+
+        Args:
+            seeds: one per pair.
+            mask: int64 [B, H, W], to be painted; None to make masks as well.
+            previous: float32 [B, C, H, W], the frame before; None where there is none.
+
+        Raises:
+            SegmintError: this method cannot paint given masks, or cannot follow a frame.
+        """
+        raise SegmintError(f"{self.name} does not generate")
+
+    @property
+    def name(self) -> str:
+        """The file name of the method, by which `build` finds it."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @classmethod
+    def capabilities(cls) -> frozenset[str]:
+        """Which of "segment" and "generate" this method offers."""
+        return frozenset(job for job in ("segment", "generate") if getattr(cls, job) is not getattr(Method, job))
+
+
+def names() -> list[str]:
+    """The names of all methods: the modules beside this one."""
+    import segmint.methods
+
+    return sorted(module.name for module in pkgutil.iter_modules(segmint.methods.__path__) if module.name != "method")
+
+
+def find(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        SegmintError: there is no such method.
+    """
+    if name not in names():
+        raise SegmintError(f"method: there is no {name!r}; choose one of {', '.join(names())}")
+    module = importlib.import_module(f"segmint.methods.{name}")
+    for value in vars(module).values():
+        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__:
+            return value
+    raise SegmintError(f"{module.__file__} defines no subclass of Method; add one")
+
+
+def build(name: str, **config: Any) -> Method:
+    """Make a method from its name and its constructor's arguments.
+
+    Raises:
+        SegmintError: unknown method, unknown or missing argument, or a value the method refuses.
+    """
+    cls = find(name)
+    known = [key for key in inspect.signature(cls.__init__).parameters if key != "self"]
+    for key in config:
+        if key not in known:
+            raise SegmintError(f"{name}.{key}: there is no such setting; {name} has {', '.join(known)}")
+    try:
+        return cls(**config)
+    except (TypeError, ValueError) as error:
+        raise SegmintError(f"{name}: {error}") from error
+
+
+def save(method: Method, folder: Path) -> None:
+    """Write `model.safetensors` and `method.json`, each to a temporary name and then renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().contiguous().cpu() for key, value in method.state_dict().items()}
+    safetensors.torch.save_file(tensors, folder / "model.safetensors.tmp")
+    config = {key: None if isinstance(value, nn.Module) else value for key, value in method.config.items()}
+    external = [key for key, value in method.config.items() if isinstance(value, nn.Module)]
+    text = json.dumps({"method": method.name, "config": config, "modules": external}, indent=2)
+    (folder / "method.json.tmp").write_text(text, encoding="utf-8")
+    (folder / "model.safetensors.tmp").replace(folder / "model.safetensors")
+    (folder / "method.json.tmp").replace(folder / "method.json")
+
+
+def load(folder: str | Path, **modules: nn.Module) -> Method:
+    """Read a method from a run folder, in evaluation mode on the CPU.
+
+    Args:
+        folder: a folder that `save` or `segmint train` wrote.
+        modules: networks of the user's own that the method was built with, e.g. `network=MyNet()`.
+
+    Raises:
+        SegmintError: the folder holds no method, or its files are damaged or do not fit each other.
+    """
+    folder = Path(folder)
+    path = folder / "method.json"
+    if not path.is_file():
+        raise SegmintError(f"{folder}: no method.json here; name the folder of a finished training run")
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        name, config, external = stored["method"], stored["config"], stored.get("modules", [])
+    except (ValueError, KeyError, TypeError) as error:
+        raise SegmintError(f"{path}: not a method description ({error}); train again or restore the file") from error
+    for key in external:
+        if key not in modules:
+            raise SegmintError(f"{folder}: was trained with your own module as {key!r}; pass load(..., {key}=module)")
+    if isinstance(config.get("image_size"), list):
+        config["image_size"] = tuple(config["image_size"])
+    method = build(name, **{**config, **modules})
+    weights = folder / "model.safetensors"
+    try:
+        method.load_state_dict(safetensors.torch.load_file(weights))
+    except FileNotFoundError as error:
+        raise SegmintError(f"{weights}: missing; the training has not saved a model yet") from error
+    except (safetensors.SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SegmintError(f"{weights}: cannot be read ({reason}); restore it or train again") from error
+    return method.eval()
+
+
+def device_of(method: nn.Module) -> torch.device:
+    """The device that a method's weights are on."""
+    tensors = chain(method.parameters(), method.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))

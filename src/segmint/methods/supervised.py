@@ -1,0 +1,107 @@
+"""A segmenter trained on masks alone: the honest baseline."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from segmint.functional.losses import choose, compose
+from segmint.methods.method import Facts, Method
+from segmint.nets.encoders import build_encoder
+from segmint.nets.layers import resize
+from segmint.nets.unet import UNet
+from segmint.seeds import Seeds
+from segmint.types import Batch, SegmintError
+
+
+class Supervised(Method):
+    """A network from an image to class logits.
+
+    Args:
+        classes: K.
+        in_channels: C of the images.
+        image_size: height and width it is trained at; it segments any size.
+        encoder_name: "efficientnet_lite0" or "plain".
+        encoder_weights: "imagenet", or None to learn from nothing; "plain" has none.
+        decoder_channels: widths of the U-Net decoder, coarsest first.
+        dropout: probability with which channels before the head are dropped, 0..1.
+        loss: "auto", or a sum such as "cross_entropy+0.5*dice"; see `segmint.functional.losses.compose`.
+        shares: class shares of the training pixels, which class-balanced losses need; found by `adapt`.
+        network: any module from [B, C, H, W] to [B, K, h, w] (or to an object with such `logits`) instead of the
+            U-Net, or the dotted path of a function that makes one, "package.module:function".
+    """
+
+    defaults: ClassVar = {"lr": 1e-3, "weight_decay": 1e-2, "augment": "strong", "ema": 0.99}
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        in_channels: int = 3,
+        image_size: tuple[int, int] = (128, 128),
+        encoder_name: str = "efficientnet_lite0",
+        encoder_weights: str | None = "imagenet",
+        decoder_channels: Sequence[int] = (128, 64, 48, 32),
+        dropout: float = 0.1,
+        loss: str = "cross_entropy",
+        shares: Sequence[float] | None = None,
+        network: nn.Module | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.classes = classes
+        self.criterion = compose(loss, shares)
+        if network is None:
+            encoder = build_encoder(encoder_name, in_channels, encoder_weights)
+            self.network: nn.Module = UNet(encoder, classes, decoder_channels, dropout)
+        else:
+            self.network = _imported(network) if isinstance(network, str) else network
+
+    @classmethod
+    def adapt(cls, settings: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], list[str]]:
+        """Choose the loss from the class shares where it is "auto" (the default of a training run)."""
+        settled, notes = dict(settings), []
+        if settled.get("loss", "auto") == "auto":
+            settled["loss"], reason = choose(facts.shares, facts.labelled)
+            notes.append(f"loss {settled['loss']}: {reason}")
+        settled.setdefault("shares", list(facts.shares))
+        if settled.get("encoder_name") == "plain":
+            settled.setdefault("encoder_weights", None)
+        return settled, notes
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The chosen loss on the labelled pixels."""
+        return self.criterion(self._logits(batch.image), batch.mask)
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """The same loss on validation images."""
+        return self.loss(batch)
+
+    def segment(self, image: Tensor, seeds: Seeds) -> Tensor:
+        """Logits [B, K, H, W]; there is no randomness in them."""
+        return self._logits(image)
+
+    def _logits(self, image: Tensor) -> Tensor:
+        output: Any = self.network(image)
+        logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+        if logits is None or logits.ndim != 4 or logits.shape[1] != self.classes:
+            shape = getattr(logits, "shape", type(output).__name__)
+            raise SegmintError(f"supervised.network: must give logits [B, {self.classes}, h, w], not {shape}")
+        return resize(logits, (int(image.shape[-2]), int(image.shape[-1]))).float()
+
+
+def _imported(path: str) -> nn.Module:
+    """Call the function that a dotted path names."""
+    module, _, function = path.partition(":")
+    try:
+        network = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise SegmintError(
+            f"supervised.network: {path!r} cannot be called ({error}); give package.module:function"
+        ) from error
+    if not isinstance(network, torch.nn.Module):
+        raise SegmintError(f"supervised.network: {path!r} gave {type(network).__name__}, not a torch.nn.Module")
+    return network

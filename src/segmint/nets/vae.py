@@ -1,0 +1,95 @@
+"""The encoder of a variational autoencoder for pairs; its decoder is `PairDecoder`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from segmint.functional.gaussian import covariance_root
+from segmint.nets.generators import stages_for
+from segmint.nets.layers import groups, one_hot
+from segmint.types import IGNORE, Batch
+
+
+class PairEncoder(nn.Module):
+    """Strided convolutions, then fully connected to the mean and log-variance of a Gaussian (Kingma & Welling 2014).
+
+    Mirrors `PairDecoder` with group normalisation.
+
+    Args:
+        in_channels: C of the image; `classes`: K of the mask.
+        latent: dimensions of the Gaussian.
+        size: height and width in pixels.
+        width: channels at full resolution; they double at each halving up to `most`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        latent: int,
+        size: tuple[int, int],
+        width: int = 24,
+        most: int = 192,
+        smallest: int = 4,
+    ) -> None:
+        super().__init__()
+        self.classes = classes
+        inputs = in_channels + classes + 1
+        count, base = stages_for(size, smallest)
+        layers: list[nn.Module] = []
+        for level in range(1, count + 1):
+            outputs = min(width * 2**level, most)
+            # Kernel 4, stride 2 halves rounding down; one row or column more where the size is odd.
+            layers += [
+                nn.ZeroPad2d((1, 2, 1, 2)),
+                nn.Conv2d(inputs, outputs, 4, 2),
+                nn.GroupNorm(groups(outputs), outputs),
+                nn.LeakyReLU(0.2),
+            ]
+            inputs = outputs
+        self.body = nn.Sequential(*layers)
+        self.base = base
+        self.statistics = nn.Linear(inputs * base[0] * base[1], 2 * latent)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Pairs -> mean [B, latent] and log-variance [B, latent], the latter within -10..10.
+
+        It sees the image, the one-hot mask, and for each pixel whether the mask is known.
+        """
+        known = (batch.mask != IGNORE).unsqueeze(1).to(batch.image.dtype)
+        y = self.body(torch.cat([batch.image, one_hot(batch.mask, self.classes), known], 1))
+        mean, log_variance = self.statistics(y[..., : self.base[0], : self.base[1]].flatten(1)).float().chunk(2, 1)
+        return mean, log_variance.clamp(-10, 10)
+
+
+class AggregatePosterior(nn.Module):
+    """The mean and covariance of all encoded training pairs, followed with a decay of 0.99 a step.
+
+    Sampling from this Gaussian instead of N(0, I) leaves out regions that the decoder never saw (Ghosh 2020).
+    """
+
+    mean: Tensor
+    square: Tensor
+
+    def __init__(self, latent: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(latent))
+        self.register_buffer("square", torch.eye(latent))
+
+    @torch.no_grad()
+    def follow(self, mean: Tensor, log_variance: Tensor) -> None:
+        """Take a batch of encodings [B, latent] into the two moments."""
+        square = mean.T @ mean / len(mean) + torch.diag(log_variance.exp().mean(0))
+        self.mean.lerp_(mean.mean(0), 0.01)
+        self.square.lerp_(square, 0.01)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Standard normal numbers [B, latent] -> samples [B, latent]."""
+        covariance = self.square - torch.outer(self.mean, self.mean)
+        return self.mean + noise @ covariance_root(covariance).T
+
+
+def sample_gaussian(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """A reparameterised sample of a diagonal Gaussian (Kingma & Welling 2014, section 2.4)."""
+    return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)

@@ -1,0 +1,254 @@
+"""From a data folder and settings to a run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from segmint.config import RunSettings, parse, read_run, write_atomic, write_run
+from segmint.data.cache import Pixels
+from segmint.data.classes import Classes, read_classes, write_classes
+from segmint.data.folder import Data, open_folder
+from segmint.methods.method import Facts, Method, build, find, load
+from segmint.seeds import mix
+from segmint.training.train import Images, Outcome, Watcher, fit
+from segmint.types import SegmintError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, and what is in it.
+
+    Attributes:
+        folder: where it is.
+        modules: networks of the user's own that its method was built with.
+    """
+
+    folder: Path
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    @cached_property
+    def settings(self) -> RunSettings:
+        """What it was trained with."""
+        return read_run(self.folder)
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The classes of its data."""
+        return read_classes(self.folder / "classes.yaml")
+
+    @cached_property
+    def method(self) -> Method:
+        """The trained method, in evaluation mode."""
+        return load(self.folder, **self.modules)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the training images, in pixels."""
+        height, width = self.method.config["image_size"]
+        return int(height), int(width)
+
+
+def next_folder(method: str, parent: Path = Path("runs")) -> Path:
+    """The next free numbered run folder, `runs/7-method`."""
+    found = [re.match(r"(\d+)-", path.name) for path in parent.glob("*-*")] if parent.is_dir() else []
+    number = max((int(match.group(1)) for match in found if match), default=0) + 1
+    return parent / f"{number}-{method}"
+
+
+def train(
+    data: Data | str | Path,
+    *,
+    method: str = "supervised",
+    synthetic: Sequence[str | Path] = (),
+    budget: int | None = None,
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+    out: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    watcher: Watcher | None = None,
+    **method_settings: Any,
+) -> Run:
+    """Train a method on a data folder.
+
+    Args:
+        data: a data folder, open or by its path. Generated items in it (`data + pairs`) are trained on as well.
+        method: one of `segmint.methods.method.names()`.
+        synthetic: folders of generated pairs to train on as well.
+        budget: how many training images keep their masks; None: all.
+        seed: chooses them, and everything random.
+        size: height and width to train at, in pixels; None: that of the images.
+        out: the run folder; None: the next of `runs/1-supervised`, `runs/2-...`.
+        settings: training settings that differ from the method's defaults; see `segmint.config.TrainSettings`.
+        watcher: is told how it goes.
+        method_settings: arguments of the method's constructor.
+
+    Raises:
+        SegmintError: the data or a setting is wrong, the folder is in use, or the loss stopped being finite.
+    """
+    cls = find(method)
+    values = {
+        "method": method,
+        "method_settings": {k: v for k, v in method_settings.items() if not isinstance(v, nn.Module)},
+        "data": str(data.root.resolve() if isinstance(data, Data) else Path(data).resolve()),
+        "synthetic": [str(Path(folder).resolve()) for folder in synthetic],
+        "budget": budget,
+        "seed": seed,
+        "size": size,
+        "training": {**cls.defaults, **(settings or {})},
+    }
+    asked: RunSettings = parse(RunSettings, values, "settings")
+    data = data if isinstance(data, Data) else open_folder(data)
+    asked.synthetic = [*_synthetic_roots(data), *asked.synthetic]
+    data = _with_pairs(data, asked.synthetic)
+    folder = Path(out) if out is not None else next_folder(method)
+    if (folder / "config.yaml").exists():
+        raise SegmintError(
+            f"{folder}: holds a run already; choose another --out, or go on: `segmint train --resume {folder}`"
+        )
+    pixels, images = _prepare(data, asked)
+    own = {key: value for key, value in method_settings.items() if isinstance(value, nn.Module)}
+    settled = _settle(cls, asked, pixels, images, own)
+    write_classes(folder / "classes.yaml", data.classes)
+    write_run(settled, folder)
+    return _fit(folder, settled, pixels, images, own, watcher)
+
+
+def resume(folder: str | Path, watcher: Watcher | None = None, **modules: nn.Module) -> Run:
+    """Continue an interrupted run, to exactly the weights that it would have had.
+
+    Args:
+        folder: its run folder.
+        watcher: is told how it goes.
+        modules: networks of the user's own that it was started with.
+
+    Raises:
+        SegmintError: no run there, or its data has changed.
+    """
+    folder = Path(folder)
+    settings = read_run(folder)
+    data = _with_pairs(open_folder(settings.data), settings.synthetic)
+    pixels, images = _prepare(data, settings)
+    return _fit(folder, settings, pixels, images, modules, watcher)
+
+
+def _synthetic_roots(data: Data) -> list[str]:
+    """The folders whose items were added with `+`."""
+    roots = {str(item.image.resolve()).rpartition("/images/")[0] for item in data.items if item.synthetic}
+    return sorted(roots)
+
+
+def _with_pairs(data: Data, folders: Sequence[str]) -> Data:
+    known = set(_synthetic_roots(data))
+    for folder in folders:
+        if folder not in known:
+            data = data + open_folder(folder)
+    return data
+
+
+def _prepare(data: Data, settings: RunSettings) -> tuple[Pixels, Images]:
+    pixels = Pixels.open(data, settings.size, progress=True)
+    chosen = data.labelled(settings.budget, settings.seed)
+    labelled = [index for index in chosen if not data.items[index].synthetic]
+    synthetic = [index for index in chosen if data.items[index].synthetic]
+    unlabelled = [index for index in data.split("train") if index not in set(chosen)]
+    validation: list[int] = []
+    if "val" in data.split_names:
+        validation = [index for index in data.split("val") if pixels.rows[index]]
+    cls = find(settings.method)
+    if not labelled and not synthetic:
+        raise SegmintError(f"{data.root}: no training image has a mask; put masks/NAME.png beside images/NAME")
+    used = unlabelled if cls.uses_unlabelled else []
+    return pixels, Images(pixels, labelled, used, synthetic, validation)
+
+
+def _settle(
+    cls: type[Method], asked: RunSettings, pixels: Pixels, images: Images, own: Mapping[str, nn.Module]
+) -> RunSettings:
+    """Resolve everything that depends on the data, and write down why."""
+    data = pixels.data
+    shares = pixels.shares([*images.labelled, *images.synthetic])
+    notes = [*data.notes, *pixels.notes]
+    missing = [data.classes.names[k] for k, share in enumerate(shares) if share == 0]
+    if missing:
+        notes.append(f"no labelled training pixel is {', '.join(missing)}; the method cannot learn it")
+    facts = Facts(
+        classes=len(data.classes),
+        channels=data.channels,
+        size=pixels.size,
+        shares=shares,
+        labelled=len(images.labelled) + len(images.synthetic),
+        unlabelled=len(images.unlabelled),
+        steps=asked.training.steps,
+    )
+    basics = {"classes": facts.classes, "in_channels": facts.channels, "image_size": list(facts.size)}
+    chosen, reasons = cls.adapt({**asked.method_settings, **own}, facts)
+    plain = {key: value for key, value in chosen.items() if not isinstance(value, nn.Module)}
+    return asked.model_copy(
+        update={
+            "method_settings": {**basics, **plain},
+            "size": pixels.size,
+            "depth": data.depth,
+            "notes": [*notes, *reasons],
+        }
+    )
+
+
+def _fit(
+    folder: Path,
+    settings: RunSettings,
+    pixels: Pixels,
+    images: Images,
+    own: Mapping[str, nn.Module],
+    watcher: Watcher | None,
+) -> Run:
+    fingerprint = _fingerprint(pixels, images)
+    known = folder / "data.sha256"
+    if known.exists() and known.read_text(encoding="utf-8") != fingerprint:
+        raise SegmintError(
+            f"{folder}: the images, masks or splits of {settings.data} have changed since this run began; "
+            "restore them, or train anew with another --out"
+        )
+    write_atomic(known, fingerprint)
+    torch.manual_seed(mix(settings.seed, "build"))
+    arguments = {**settings.method_settings, "image_size": tuple(settings.method_settings["image_size"])}
+    method = build(settings.method, **arguments, **own)
+    outcome = fit(method, images, settings.training, folder, seed=settings.seed, watcher=watcher)
+    write_atomic(folder / "summary.json", _summary(outcome, method, images))
+    return Run(folder, own)
+
+
+def _fingerprint(pixels: Pixels, images: Images) -> str:
+    names = [item.name for item in pixels.data.items]
+    parts = [images.labelled, images.unlabelled, images.synthetic, images.validation]
+    told = repr([[names[index] for index in part] for part in parts])
+    stamps = repr([(item.image.stat().st_size, len(item.masks)) for item in pixels.data.items])
+    return hashlib.sha256((told + stamps).encode()).hexdigest()
+
+
+def _summary(outcome: Outcome, method: Method, images: Images) -> str:
+    packages = ("torch", "numpy", "pillow", "segmint")
+    told = asdict(outcome)
+    told["steps"] = told.pop("step")
+    told |= {
+        "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
+        "labelled": len(images.labelled),
+        "unlabelled": len(images.unlabelled),
+        "synthetic": len(images.synthetic),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+    }
+    return json.dumps(told, indent=2)

@@ -1,0 +1,94 @@
+"""Which images a step sees: a pure function of the seed and the step, so that resuming needs no state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from segmint.seeds import mix
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The images of one step: item indices, and for each whether its mask may be seen."""
+
+    indices: list[int]
+    labelled: list[bool]
+
+
+class Pool:
+    """An endless walk through some items, in a new random order each time round."""
+
+    def __init__(self, items: Sequence[int], seed: int) -> None:
+        self.items, self.seed = list(items), seed
+        self._round, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    def at(self, position: int) -> int:
+        """The item at a position of the walk, 0, 1, 2, ..."""
+        turn, place = divmod(position, len(self.items))
+        if turn != self._round:
+            generator = torch.Generator().manual_seed(mix(self.seed, turn))
+            self._round, self._order = turn, torch.randperm(len(self.items), generator=generator)
+        return self.items[int(self._order[place])]
+
+    def slice(self, start: int, count: int) -> list[int]:
+        """`count` items from a position on."""
+        return [self.at(position) for position in range(start, start + count)]
+
+
+class Sampler:
+    """Batches from labelled, unlabelled and generated images.
+
+    Args:
+        labelled: items whose masks are seen; `unlabelled`: items shown without; `synthetic`: generated pairs.
+        batch_size: images a step.
+        labelled_fraction: share of a batch with masks; 0: every image as often as every other.
+        synthetic_fraction: share of the images with masks that is generated, where there are generated pairs.
+        whole_epochs: every image exactly once an epoch; the last batch of an epoch may be smaller.
+        seed: determines everything.
+    """
+
+    def __init__(
+        self,
+        labelled: Sequence[int],
+        unlabelled: Sequence[int],
+        synthetic: Sequence[int],
+        *,
+        batch_size: int,
+        labelled_fraction: float,
+        synthetic_fraction: float,
+        whole_epochs: bool,
+        seed: int,
+    ) -> None:
+        seen = set(labelled) | set(synthetic)
+        self.seen, self.batch_size, self.whole_epochs = seen, batch_size, whole_epochs
+        everything = [*labelled, *synthetic, *unlabelled]
+        self.count = len(everything)
+        masks = batch_size
+        if unlabelled and labelled_fraction:
+            masks = min(batch_size, max(1, round(batch_size * labelled_fraction)))
+        made = min(masks - 1, round(masks * synthetic_fraction)) if synthetic and labelled else 0
+        if synthetic and not labelled:
+            made = masks
+        if whole_epochs or (unlabelled and not labelled_fraction):
+            parts: list[tuple[Sequence[int], int]] = [(everything, batch_size)]
+        else:
+            parts = [(labelled, masks - made), (synthetic, made), (unlabelled, batch_size - masks)]
+        self.pools = [(Pool(items, mix(seed, number)), n) for number, (items, n) in enumerate(parts) if items and n]
+        self.steps_per_epoch = -(-self.count // batch_size)
+
+    def at(self, step: int) -> Choice:
+        """The images of a step, 0, 1, 2, ..."""
+        if self.whole_epochs:
+            epoch, number = divmod(step, self.steps_per_epoch)
+            start = number * self.batch_size
+            indices = self.pools[0][0].slice(epoch * self.count + start, min(self.batch_size, self.count - start))
+        else:
+            indices = [item for pool, count in self.pools for item in pool.slice(step * count, count)]
+        return Choice(indices, [index in self.seen for index in indices])
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether a pass over as many images as there are ends with this step."""
+        return (step + 1) % self.steps_per_epoch == 0

@@ -1,0 +1,103 @@
+"""The values that travel between the floors of the house."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor
+
+IGNORE = 255
+"""The mask value of a pixel whose class is unknown. An unlabelled image has nothing else in its mask."""
+
+
+class SegmintError(Exception):
+    """A mistake that the user can mend: the message names the file or key, what is wrong, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images with their masks.
+
+    Attributes:
+        image: float32 [B, C, H, W], values in [-1, 1].
+        mask: int64 [B, H, W], class indices 0..K-1, or `IGNORE` where unknown.
+        previous: the frame before each image, shaped like `image`, or None where there is no sequence.
+    """
+
+    image: Tensor
+    mask: Tensor
+    previous: Tensor | None = None
+
+    def __len__(self) -> int:
+        return int(self.image.shape[0])
+
+    def __getitem__(self, index: Tensor | slice | Sequence[int]) -> Batch:
+        """The batch of the chosen items: `index` is a slice, a list of positions, or a bool/int tensor [B]."""
+        previous = None if self.previous is None else self.previous[index]
+        return Batch(self.image[index], self.mask[index], previous)
+
+    @property
+    def labelled(self) -> Tensor:
+        """bool [B]: which items have at least one pixel of known class."""
+        return (self.mask != IGNORE).flatten(1).any(1)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        previous = None if self.previous is None else self.previous.to(device)
+        return Batch(self.image.to(device), self.mask.to(device), previous)
+
+    @staticmethod
+    def cat(batches: Sequence[Batch]) -> Batch:
+        """One batch after another. Frames before are kept only if every batch has them."""
+        import torch
+
+        previous = [batch.previous for batch in batches]
+        known = [frame for frame in previous if frame is not None]
+        return Batch(
+            torch.cat([batch.image for batch in batches]),
+            torch.cat([batch.mask for batch in batches]),
+            torch.cat(known) if len(known) == len(batches) else None,
+        )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a segmenter says of one image.
+
+    Attributes:
+        labels: uint8 [H, W], the most probable class index of each pixel.
+        probabilities: float32 [K, H, W], the mean over draws, summing to one over K.
+        uncertainty: float32 [H, W], the entropy of `probabilities` in nats, 0..log K.
+        epistemic: float32 [H, W], the part of `uncertainty` on which the draws differ (mutual information).
+        draws: uint8 [S, H, W], the mask of each draw.
+        image: uint8 [H, W, C], the image as it was read.
+        names: the K class names; `colors`: one (red, green, blue) in 0..255 each.
+    """
+
+    labels: Tensor
+    probabilities: Tensor
+    uncertainty: Tensor
+    epistemic: Tensor
+    draws: Tensor
+    image: Tensor
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+
+    def overlay(self, opacity: float = 0.5) -> Image:
+        """The image with the classes' colours over it (a Pillow image); `opacity` in 0..1."""
+        import torch
+        from PIL import Image
+
+        palette = torch.tensor(self.colors, dtype=torch.float32)
+        image = self.image.float().expand(-1, -1, 3)
+        mixed = image * (1 - opacity) + palette[self.labels.long()] * opacity
+        return Image.fromarray(mixed.round().to(torch.uint8).numpy())
+
+    def show(self) -> None:
+        """Open the overlay in the system's picture viewer."""
+        self.overlay().show()

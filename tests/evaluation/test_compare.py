@@ -1,0 +1,122 @@
+import json
+
+import pytest
+
+from segmint.evaluation.compare import compare, judge
+from segmint.evaluation.evaluate import evaluate
+from segmint.types import SegmintError
+
+
+@pytest.fixture
+def scored(make_run, data):
+    """scored(name, **settings) -> an evaluated run."""
+
+    def make(name, **settings):
+        run = make_run(name, **settings)
+        evaluate(run, data, "test", pictures=False, resamples=20)
+        return run
+
+    return make
+
+
+def test_a_better_run_is_called_better_in_words(scored, pairs, tmp_path):
+    blind = scored("blind", blind=True)
+    good = scored("good", synthetic=[str(pairs)])
+    found = compare(blind, [good], "test", folder=tmp_path)
+    (other,) = found["others"]
+    assert other["verdict"] == "better"
+    assert other["label"] == "supervised + pairs from VAE"
+    assert other["difference"]["miou"]["low"] > 0
+    assert other["difference"]["nll"]["high"] < 0
+    assert other["per_class"]["disc"]["value"] > 0.5
+    gain = other["scores"]["miou"]["value"] - found["baseline"]["scores"]["miou"]["value"]
+    assert other["difference"]["miou"]["value"] == pytest.approx(gain)
+    assert found["answer"].startswith("Training on pairs from the VAE as well made the segmenter better: +")
+    assert any("One seed" in note for note in found["notes"])
+    assert json.loads((tmp_path / "comparison.json").read_text())["answer"] == found["answer"]
+
+
+def test_the_other_way_round_is_worse_and_a_copy_is_neither(scored):
+    good, blind, copy = scored("good"), scored("blind", blind=True), scored("copy")
+    found = compare(good, [blind, copy], "test")
+    assert [other["verdict"] for other in found["others"]] == ["worse", "neither"]
+    assert [other["label"] for other in found["others"]] == ["supervised (blind)", "supervised (copy)"]
+    same = found["others"][1]
+    assert same["difference"]["miou"]["value"] == 0
+    assert same["p_holm"] == 1
+    assert "neither better nor worse beyond chance: +0.0 points" in same["sentence"]
+    assert "Using supervised (copy) instead of supervised (good)" in same["sentence"]
+    assert any("Holm" in note for note in found["notes"])
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_strategy(scored, pairs):
+    base = scored("base-0", blind=True)
+    others = [
+        scored("base-1", blind=True, seed=1),
+        scored("both-0", synthetic=[str(pairs)]),
+        scored("both-1", synthetic=[str(pairs)], seed=1, blind=True),
+    ]
+    found = compare(base, others, "test")
+    assert found["baseline"]["seeds"] == [0, 1]
+    (other,) = found["others"]
+    assert other["runs"] == ["both-0", "both-1"]
+    one = compare(base, [others[1]], "test")["others"][0]["difference"]["miou"]
+    two = other["difference"]["miou"]
+    assert two["value"] == pytest.approx(one["value"] / 2)
+    assert two["high"] - two["low"] > one["high"] - one["low"]
+    assert other["verdict"] == "neither"
+    assert any("so few seeds" in note for note in found["notes"])
+
+
+def test_what_is_not_like_for_like_is_said(scored):
+    base = scored("base")
+    other = scored("other", method="gmm", budget=3, training={"steps": 7})
+    notes = " ".join(compare(base, [other], "test")["notes"])
+    assert "same number of labelled images" in notes
+    assert "same number of steps" in notes
+
+
+def test_folders_without_manifest_are_called_by_their_names(scored, tmp_path):
+    other = scored("other", synthetic=[str(tmp_path / "mine")])
+    assert compare(scored("base"), [other], "test")["others"][0]["label"] == "supervised + pairs from mine"
+
+
+def test_figures_on_val_and_train_carry_their_warning(make_run, data):
+    runs = [make_run("a"), make_run("b")]
+    for split, words in (("val", "chose which weights"), ("train", "training images")):
+        for run in runs:
+            evaluate(run, data, split, pictures=False, resamples=20)
+        assert words in " ".join(compare(runs[0], [runs[1]], split, resamples=20)["notes"])
+
+
+def test_what_cannot_be_compared_is_refused(scored, make_run, data):
+    base, other = scored("base"), make_run("other")
+    with pytest.raises(SegmintError, match=r"metrics.json: missing; run `segmint evaluate"):
+        compare(base, [other], "test")
+    evaluate(other, data, "val", pictures=False, resamples=20)
+    with pytest.raises(SegmintError, match=r"has no split 'test' .it has val."):
+        compare(base, [other], "test")
+    with pytest.raises(SegmintError, match="nothing to compare"):
+        compare(base, [], "test")
+    evaluate(other, data, "test", pictures=False, resamples=20, size=(16, 16))
+    with pytest.raises(SegmintError, match=r"image sizes .16, 16. differ"):
+        compare(base, [other], "test")
+    evaluate(other, data, "test", pictures=False, resamples=20)
+    path = other / "metrics.json"
+    scores = json.loads(path.read_text())
+    scores["test"]["per_image"]["names"][0] = "stranger"
+    path.write_text(json.dumps(scores))
+    with pytest.raises(SegmintError, match="which are not the 3 of"):
+        compare(base, [other], "test")
+    del scores["test"]["per_image"]["confusion"]
+    path.write_text(json.dumps(scores))
+    with pytest.raises(SegmintError, match="test: incomplete"):
+        compare(base, [other], "test")
+
+
+def test_a_verdict_needs_both_the_interval_and_the_corrected_p_value():
+    gain = {"value": 0.1, "low": 0.01, "high": 0.2}
+    loss = {"value": -0.1, "low": -0.2, "high": -0.01}
+    unsure = {"value": 0.1, "low": -0.01, "high": 0.2}
+    assert [judge(d, 0.01) for d in (gain, loss, unsure)] == ["better", "worse", "neither"]
+    assert [judge(d, 0.06) for d in (gain, loss, unsure)] == ["neither"] * 3
