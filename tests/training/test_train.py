@@ -189,7 +189,15 @@ class Worsening:
 
 def test_early_stopping_keeps_the_best_weights(shapes: Path, tmp_path: Path):
     watcher = Worsening()
-    settings = {**QUICK, "steps": 200, "validate_every": 1, "patience": 3, "lr": 0.0, "ema": 0.0, "schedule": "constant"}
+    settings = {
+        **QUICK,
+        "steps": 200,
+        "validate_every": 1,
+        "patience": 3,
+        "lr": 0.0,
+        "ema": 0.0,
+        "schedule": "constant",
+    }
     run = train(shapes, out=tmp_path / "run", settings=settings, watcher=watcher, **PLAIN)
     summary = json.loads((run.folder / "summary.json").read_text())
     assert summary["status"] == "stopped early"
@@ -200,7 +208,9 @@ def test_early_stopping_keeps_the_best_weights(shapes: Path, tmp_path: Path):
 
 def test_a_loss_that_is_not_finite_stops_with_advice(shapes: Path, tmp_path: Path):
     with pytest.raises(SegmintError, match=r"no longer finite near step .*smaller training\.lr"):
-        train(shapes, out=tmp_path / "run", settings={**QUICK, "steps": 40, "lr": 1e30, "clip": 0, "warmup": 0}, **PLAIN)
+        train(
+            shapes, out=tmp_path / "run", settings={**QUICK, "steps": 40, "lr": 1e30, "clip": 0, "warmup": 0}, **PLAIN
+        )
     for value in load(tmp_path / "run").state_dict().values() if (tmp_path / "run/method.json").exists() else ():
         assert bool(torch.isfinite(value.float()).all())
 

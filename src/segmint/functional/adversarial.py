@@ -39,14 +39,22 @@ def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(fake - real).mean()
 
 
-def generator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
-    """What the generator minimises; arguments as for `discriminator_loss`."""
-    real, fake = real.float(), fake.float()
+def generator_loss(kind: str, fake: Tensor, real: Tensor | None = None) -> Tensor:
+    """What the generator minimises.
+
+    Args:
+        kind: as for `discriminator_loss`.
+        fake: logits of generated items.
+        real: logits of as many real ones; only "relativistic" needs them.
+    """
+    fake = fake.float()
     if kind == "bce":
         return F.softplus(-fake).mean()
     if kind == "hinge":
         return -fake.mean()
-    return F.softplus(real - fake).mean()
+    if real is None:
+        raise ValueError("the relativistic loss needs the logits of real items")
+    return F.softplus(real.float() - fake).mean()
 
 
 def gradient_penalty(logits: Tensor, inputs: Sequence[Tensor]) -> Tensor:

@@ -85,8 +85,8 @@ def pixel_accuracy(confusion: Tensor) -> Tensor:
     return hits.sum(-1) / true.sum(-1)
 
 
-def boundaries(mask: Tensor, classes: int) -> Tensor:
-    """Boundary pixels of each class: integers [B, H, W] -> bool [B, K, H, W].
+def boundaries(mask: Tensor) -> Tensor:
+    """The class of boundary pixels, -1 elsewhere: integers [B, H, W] -> int64 [B, H, W].
 
     A pixel is on the boundary of its class if a pixel above, below, left or right of it has another class.
     The picture's edge is no boundary, nor is the border with ignored pixels.
@@ -99,26 +99,29 @@ def boundaries(mask: Tensor, classes: int) -> Tensor:
     edge[:, :, :-1] |= across
     edge[:, 1:] |= down
     edge[:, :-1] |= down
-    index = torch.arange(classes, device=mask.device).view(1, -1, 1, 1)
-    return edge[:, None] & (mask[:, None] == index)
+    return torch.where(edge, mask.long(), -1)
 
 
-def _dilate(points: Tensor, radius: float) -> Tensor:
-    """Pixels no further than `radius` from a true pixel (Euclidean), bool [B, K, H, W] -> the same.
+def _near(points: Tensor, targets: Tensor, radius: float, classes: int) -> Tensor:
+    """How many points have a target of their class no further than `radius`; labels [B, H, W] -> int64 [B, K].
 
-    A disc is a stack of rows: for each row the count of points in a window is a difference of running sums,
-    so the cost grows with the radius, not with its square.
+    Boundaries are thin, so each point is looked up by itself, at ever larger distances until it finds a target.
     """
-    height, width = points.shape[-2:]
-    reach = min(int(radius), height - 1)
-    near = torch.zeros_like(points)
-    for row in range(-reach, reach + 1):
-        half = int((radius**2 - row**2) ** 0.5)
-        sums = F.pad(points.to(torch.int32), (half + 1, half)).cumsum(-1, dtype=torch.int32)
-        hit = sums[..., 2 * half + 1 :] > sums[..., :width]
-        above, below = max(row, 0), max(-row, 0)
-        near[..., above : height - below, :] |= hit[..., below : height - above, :]
-    return near
+    reach = int(radius)
+    padded = F.pad(targets, (reach, reach, reach, reach), value=-1)
+    item, y, x = (points >= 0).nonzero(as_tuple=True)
+    label = points[item, y, x]
+    place = (item * padded.shape[1] + y + reach) * padded.shape[2] + x + reach
+    span = range(-reach, reach + 1)
+    disc = sorted((dy * dy + dx * dx, dy, dx) for dy in span for dx in span)
+    found = torch.zeros(len(points) * classes, dtype=torch.int64, device=points.device)
+    for square, dy, dx in disc:
+        if square > radius**2:
+            break
+        hit = padded.view(-1)[place + dy * padded.shape[2] + dx] == label
+        found += torch.bincount(item[hit] * classes + label[hit], minlength=len(found))
+        item, label, place = item[~hit], label[~hit], place[~hit]
+    return found.view(-1, classes)
 
 
 def boundary_f1(prediction: Tensor, truth: Tensor, classes: int, tolerance: float = 0.0075) -> Tensor:
@@ -139,11 +142,10 @@ def boundary_f1(prediction: Tensor, truth: Tensor, classes: int, tolerance: floa
     """
     prediction = torch.where(truth == IGNORE, truth, prediction.to(truth.dtype))
     radius = tolerance * float(np.hypot(*truth.shape[-2:]))
-    true, called = boundaries(truth, classes), boundaries(prediction, classes)
-    found = (called & _dilate(true, radius)).sum((-2, -1)).double()
-    met = (true & _dilate(called, radius)).sum((-2, -1)).double()
-    called_count, true_count = called.sum((-2, -1)), true.sum((-2, -1))
-    precision, recall = found / called_count.clamp_min(1), met / true_count.clamp_min(1)
+    true, called = boundaries(truth), boundaries(prediction)
+    found, met = _near(called, true, radius, classes), _near(true, called, radius, classes)
+    called_count, true_count = _near(called, called, 0, classes), _near(true, true, 0, classes)
+    precision, recall = found.double() / called_count.clamp_min(1), met.double() / true_count.clamp_min(1)
     score = 2 * precision * recall / (precision + recall).clamp_min(1e-300)
     return score.masked_fill(called_count + true_count == 0, torch.nan)
 

@@ -15,6 +15,7 @@ from segmint.functional.adversarial import (
     gradient_penalty,
 )
 from segmint.functional.gaussian import kl_to_standard, pair_nll
+from segmint.functional.losses import cross_entropy
 from segmint.methods.method import Method, Optimizers
 from segmint.nets.discriminators import ConvDiscriminator, Discriminator, ProjectedDiscriminator
 from segmint.nets.generators import PairDecoder
@@ -22,6 +23,9 @@ from segmint.nets.layers import one_hot
 from segmint.nets.vae import AggregatePosterior, PairEncoder, sample_gaussian
 from segmint.seeds import Seeds
 from segmint.types import Batch, SegmintError
+
+Pair = tuple[Tensor, Tensor]
+"""Images [B, C, H, W] and masks [B, K, H, W], one-hot."""
 
 
 class GAN(Method):
@@ -34,7 +38,8 @@ class GAN(Method):
 
     For `warm_start` steps the generator first learns as the decoder of a variational autoencoder (as in VAE/GAN,
     Larsen 2016), which settles the layout of the scene and keeps modes from being dropped; then the game begins, and
-    noise comes from the Gaussian of all encoded training pairs.
+    noise comes from the Gaussian of all encoded training pairs. From then on half of the generator's fakes are decoded
+    training pairs, which it must also resemble a little (`anchor`), so that it goes on covering all of them.
 
     Args:
         classes: K.
@@ -47,7 +52,8 @@ class GAN(Method):
         image_discriminator: "projected" (on frozen ImageNet features), "convolutional", or "none".
         image_weight: weight of the image discriminator against the pair discriminator.
         augmentation: strength of DiffAugment, 0 for none.
-        warm_start: steps as an autoencoder's decoder before the game; 0: noise from N(0, I) from the first step.
+        warm_start: steps as an autoencoder's decoder before the game; 0: noise from N(0, I) at once.
+        anchor: weight of the absolute error and cross-entropy of decoded training pairs, after a warm start.
     """
 
     defaults: ClassVar = {
@@ -81,14 +87,15 @@ class GAN(Method):
         image_discriminator: str = "projected",
         image_weight: float = 1.0,
         augmentation: float = 1.0,
-        warm_start: int = 800,
+        warm_start: int = 600,
+        anchor: float = 1.0,
     ) -> None:
         super().__init__()
         check_kind(loss)
         self.classes, self.latent, self.kind = classes, latent, loss
         self.penalty = penalty if penalty is not None else float(loss == "relativistic")
         self.image_weight, self.augmentation = image_weight, augmentation
-        self.warm_start = warm_start
+        self.warm_start, self.anchor = warm_start, anchor
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
         self.generator = PairDecoder(latent, in_channels, classes, image_size, width, norm="group")
         if warm_start:
@@ -130,13 +137,28 @@ class GAN(Method):
 
     def _game_step(self, batch: Batch, optimizers: Optimizers) -> dict[str, Tensor]:
         with torch.no_grad():
-            fake = self._pair(self._noise(batch))
+            fake = self._pair(*self.generator(self._noise(len(batch), batch)))
         real = (batch.image, one_hot(batch.mask, self.classes))
-        terms = self._judged(real, fake, batch.labelled, train="discriminator")
+        terms = self._teach(real, fake, batch.labelled)
         optimizers.minimize("discriminator", terms["discriminator"])
-        moved = self._judged(real, self._pair(self._noise(batch)), batch.labelled, train="generator")
+        decoded = len(batch) // 2 if self.warm_start and self.anchor else 0
+        image, logits = self.generator(
+            torch.cat([self._codes(batch[:decoded]), self._noise(len(batch) - decoded, batch)])
+        )
+        moved = {"generator": self._fool(real, self._pair(image, logits), batch.labelled)}
+        if decoded:
+            moved["anchor"] = (image[:decoded] - batch.image[:decoded]).abs().mean()
+            moved["anchor"] = moved["anchor"] + cross_entropy(logits[:decoded], batch.mask[:decoded])
+            moved["generator"] = moved["generator"] + self.anchor * moved["anchor"]
         optimizers.minimize("generator", moved["generator"])
         return {key: value.detach() for key, value in {**terms, **moved}.items()}
+
+    def _codes(self, batch: Batch) -> Tensor:
+        """Samples of the encodings of some pairs, [B, latent]."""
+        if not len(batch):
+            return torch.empty(0, self.latent, device=batch.image.device)
+        with torch.no_grad():
+            return sample_gaussian(*self.encoder(batch))
 
     def generate(self, seeds: Seeds, mask: Tensor | None = None, previous: Tensor | None = None) -> Batch:
         """One pair per seed; its masks are its own."""
@@ -148,58 +170,79 @@ class GAN(Method):
         image, logits = self.generator(self._from_prior(noise))
         return Batch(image, logits.argmax(1))
 
-    def _noise(self, batch: Batch) -> Tensor:
-        return self._from_prior(torch.randn(len(batch), self.latent, device=batch.image.device))
+    def _noise(self, count: int, batch: Batch) -> Tensor:
+        return self._from_prior(torch.randn(count, self.latent, device=batch.image.device))
 
     def _from_prior(self, noise: Tensor) -> Tensor:
         """Standard normal numbers [B, latent] -> the generator's input."""
         vector: Tensor = self.aggregate(noise) if self.warm_start else noise
         return vector
 
-    def _pair(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Image in (-1, 1) and one-hot mask whose gradient is that of the softmax."""
-        image, logits = self.generator(z)
+    @staticmethod
+    def _pair(image: Tensor, logits: Tensor) -> Pair:
+        """The image, and a one-hot mask whose gradient is that of the softmax."""
         soft = logits.softmax(1)
         hard = torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1.0)
         return image, hard + soft - soft.detach()
 
-    def _judged(
-        self, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor], labelled: Tensor, train: str
-    ) -> dict[str, Tensor]:
-        """The losses of one side, and what the discriminators think of either."""
+    def _teach(self, real: Pair, fake: Pair, labelled: Tensor) -> dict[str, Tensor]:
+        """The discriminators' loss, and what they think of either side."""
         real, fake = self._augmented(*real), self._augmented(*fake)
         terms: dict[str, Tensor] = {}
         total = torch.zeros((), device=labelled.device)
-        if bool(labelled.any()):
-            count = int(labelled.sum())
-            pairs = torch.cat(real, 1)[labelled], torch.cat(fake, 1)[:count]
-            total = total + self._duel("pair", *pairs, train=train, terms=terms)
-            if train == "discriminator" and count > 1:
-                mismatched = torch.cat([real[0][labelled], real[1][labelled].roll(1, 0)], 1)
-                total = total + 0.5 * self._duel("pair", pairs[0], mismatched, train=train, terms={})
+        count = int(labelled.sum())
+        if count:
+            pairs, fakes = torch.cat(real, 1)[labelled], [(1.0, torch.cat(fake, 1)[:count])]
+            if count > 1:
+                fakes.append((0.5, torch.cat([real[0][labelled], real[1][labelled].roll(1, 0)], 1)))
+            total = total + self._duel("pair", pairs, fakes, terms)
         if "image" in self.discriminator:
-            total = total + self.image_weight * self._duel("image", real[0], fake[0], train=train, terms=terms)
-        return {train: total, **terms}
+            total = total + self.image_weight * self._duel("image", real[0], [(1.0, fake[0])], terms)
+        return {"discriminator": total, **terms}
 
-    def _duel(self, name: str, real: Tensor, fake: Tensor, *, train: str, terms: dict[str, Tensor]) -> Tensor:
+    def _duel(self, name: str, real: Tensor, fakes: list[tuple[float, Tensor]], terms: dict[str, Tensor]) -> Tensor:
+        """One discriminator's weighted loss between real items and several kinds of fakes; adds to `terms`."""
         judge = cast(Discriminator, self.discriminator[name])
-        inputs = judge.features(real), judge.features(fake)
-        if train == "generator":
-            with torch.no_grad():
-                seen = judge.judge(inputs[0])
-            return generator_loss(self.kind, seen, judge.judge(inputs[1]))
-        if self.penalty:
-            inputs = tuple([x.detach().requires_grad_() for x in side] for side in inputs)  # type: ignore[assignment]
-        logits = judge.judge(inputs[0]), judge.judge(inputs[1])
-        terms[f"{name}_real"], terms[f"{name}_fake"] = logits[0].float().mean(), logits[1].float().mean()
-        loss = discriminator_loss(self.kind, *logits)
-        if self.penalty:
-            r1, r2 = (gradient_penalty(y, x) for y, x in zip(logits, inputs, strict=True))
-            terms[f"{name}_r1"], terms[f"{name}_r2"] = r1, r2
-            loss = loss + self.penalty / 2 * (r1 + r2)
+        logits, penalty = self._judged(judge, real)
+        terms[f"{name}_real"] = logits.float().mean()
+        loss = self.penalty / 2 * penalty
+        for number, (weight, fake) in enumerate(fakes):
+            doubted, penalty = self._judged(judge, fake)
+            if number == 0:
+                terms[f"{name}_fake"] = doubted.float().mean()
+            loss = loss + weight * (discriminator_loss(self.kind, logits, doubted) + self.penalty / 2 * penalty)
         return loss
 
-    def _augmented(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _judged(self, judge: Discriminator, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of real or generated items, and their gradient penalty where there is one."""
+        features = judge.features(x)
+        if not self.penalty:
+            return judge.judge(features), torch.zeros((), device=x.device)
+        features = [feature.detach().requires_grad_() for feature in features]
+        logits = judge.judge(features)
+        return logits, gradient_penalty(logits, features)
+
+    def _fool(self, real: Pair, fake: Pair, labelled: Tensor) -> Tensor:
+        """The generator's loss; only the relativistic one looks at real items as well."""
+        fake = self._augmented(*fake)
+        total = torch.zeros((), device=labelled.device)
+        for name, module in self.discriminator.items():
+            judge = cast(Discriminator, module)
+            x = torch.cat(fake, 1) if name == "pair" else fake[0]
+            seen = None
+            if self.kind == "relativistic":
+                image, mask = self._augmented(*real)
+                y = torch.cat([image, mask], 1)[labelled] if name == "pair" else image
+                if not len(y):
+                    continue
+                x = x[: len(y)]
+                with torch.no_grad():
+                    seen = judge.judge(judge.features(y))
+            weight = 1.0 if name == "pair" else self.image_weight
+            total = total + weight * generator_loss(self.kind, judge.judge(judge.features(x)), seen)
+        return total
+
+    def _augmented(self, image: Tensor, mask: Tensor) -> Pair:
         if not self.augmentation:
             return image, mask
         return diff_augment(image, mask, color=self.augmentation)

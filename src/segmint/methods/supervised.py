@@ -35,7 +35,7 @@ class Supervised(Method):
             U-Net, or the dotted path of a function that makes one, "package.module:function".
     """
 
-    defaults: ClassVar = {"lr": 1e-3, "weight_decay": 1e-2, "augment": "strong", "ema": 0.99}
+    defaults: ClassVar = {"lr": 2e-3, "weight_decay": 1e-2, "augment": "strong", "ema": 0.99}
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class Supervised(Method):
         """Choose the loss from the class shares where it is "auto" (the default of a training run)."""
         settled, notes = dict(settings), []
         if settled.get("loss", "auto") == "auto":
-            settled["loss"], reason = choose(facts.shares, facts.labelled)
-            notes.append(f"loss {settled['loss']}: {reason}")
+            settled["loss"], reason = choose(facts.shares)
+            notes.append(f"loss: {reason}")
         settled.setdefault("shares", list(facts.shares))
         if settled.get("encoder_name") == "plain":
             settled.setdefault("encoder_weights", None)

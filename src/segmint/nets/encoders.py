@@ -135,10 +135,10 @@ class EfficientNetLite0(nn.Module):
         self.load_state_dict(renamed)
 
     def _adapt_stem(self, in_channels: int) -> None:
-        old = self.stem[0]
+        weight = torch.as_tensor(self.stem[0].weight)
         new = SamePadConv2d(in_channels, 32, 3, 2)
         with torch.no_grad():
-            new.weight.copy_(old.weight.sum(1, keepdim=True).expand(-1, in_channels, -1, -1) / in_channels)
+            new.weight.copy_(weight.sum(1, keepdim=True).expand(-1, in_channels, -1, -1) / in_channels)
         self.stem[0] = new
 
 

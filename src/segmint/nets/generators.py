@@ -109,4 +109,6 @@ class PairDecoder(nn.Module):
                 x = self.skips[str(number)](maps[number - 3], x)
             maps.append(x)
         x = maps[-1][..., : self.size[0], : self.size[1]]
-        return torch.tanh(self.image(x).float()), self.mask(x).float()
+        # Averaging neighbours keeps the transposed convolutions' checkerboard out of the masks' outlines.
+        logits = nn.functional.avg_pool2d(self.mask(x).float(), 3, 1, 1, count_include_pad=False)
+        return torch.tanh(self.image(x).float()), logits
