@@ -19,6 +19,12 @@ class SegmintError(Exception):
     """A mistake that the user can mend: the message names the file or key, what is wrong, and the remedy."""
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, or its kind if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 @dataclass(frozen=True)
 class Batch:
     """Images with their masks.

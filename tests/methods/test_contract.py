@@ -140,7 +140,7 @@ def test_unknown_names_and_settings_are_refused():
         build("nonsense")
     with pytest.raises(SegmintError, match=r"gan\.colour: there is no such setting"):
         build("gan", classes=2, colour=3)
-    with pytest.raises(SegmintError, match="vae: .*missing .*'classes'"):
+    with pytest.raises(SegmintError, match=r"vae: .*missing .*'classes'"):
         build("vae")
 
 

@@ -152,9 +152,9 @@ def _jaccard_growth(error: Tensor, truth: Tensor) -> Tensor:
     bits = error.view(torch.int64 if error.dtype == torch.float64 else torch.int32)
     order = bits.neg().sort().indices
     sorted_truth = truth[order]
-    hits = sorted_truth.cumsum(0)
+    hits = sorted_truth.cumsum(0, dtype=torch.int32)
     intersection = hits[-1] - hits
-    union = torch.arange(1, len(hits) + 1, device=hits.device) + intersection
+    union = intersection + torch.arange(1, len(hits) + 1, dtype=torch.int32, device=hits.device)
     union, intersection = union.to(error), intersection.to(error)
     growth = torch.where(sorted_truth, 1 / union, intersection / (union * (union - 1).clamp_min(1)))
     return torch.empty_like(error).scatter_(0, order, growth)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from segmint.seeds import Seeds
-from segmint.types import Batch, SegmintError
+from segmint.types import Batch, SegmintError, reason
 
 M = TypeVar("M", bound="Method")
 
@@ -238,8 +238,7 @@ def load(folder: str | Path, **modules: nn.Module) -> Method:
     except FileNotFoundError as error:
         raise SegmintError(f"{weights}: missing; the training has not saved a model yet") from error
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SegmintError(f"{weights}: cannot be read ({reason}); restore it or train again") from error
+        raise SegmintError(f"{weights}: cannot be read ({reason(error)}); restore it or train again") from error
     return method.eval()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from segmint.types import SegmintError
+from segmint.types import SegmintError, reason
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
@@ -24,9 +24,8 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
         temporary.replace(folder / "state.pt")
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        reason = str(error).strip().splitlines()[0]
         raise SegmintError(
-            f"{folder / 'state.pt'}: the checkpoint could not be written ({reason}); the one before it is whole: "
+            f"{folder / 'state.pt'}: the checkpoint could not be written ({reason(error)}); the one before it is whole: "
             f"make room, then `segmint train --resume {folder}`"
         ) from error
 
@@ -43,8 +42,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SegmintError(f"{path}: damaged ({reason}); delete it to start this run again") from error
+        raise SegmintError(f"{path}: damaged ({reason(error)}); delete it to start this run again") from error
     return state
 
 

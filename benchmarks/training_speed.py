@@ -1,0 +1,272 @@
+"""How fast `supervised` trains, beside a bare hand-written loop and beside segmentation_models_pytorch.
+
+All take turns, one step each, in an order that rotates, so that whatever else the machine does hits all alike. A step
+of Segmint is timed from one request of its real loop (`segmint.training.train.fit`) for a batch to the next: it
+includes the conversion of the pixels, augmentation, the moving average of the weights, clipping, the log and
+checkpoints; not validation, which a bare loop would need as well. The bare loop has the same network, precision,
+memory layout, AdamW and loss, finds its data in memory as floats, and calls the same `augment` or none at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from segmint.config import TrainSettings
+from segmint.data.augment import augment, resolve
+from segmint.data.cache import Pixels
+from segmint.data.classes import Classes
+from segmint.data.folder import Data
+from segmint.functional.losses import compose
+from segmint.methods.method import Method, build
+from segmint.training.precision import autocast, layout, place
+from segmint.training.train import Images, fit
+from segmint.types import Batch
+
+COUNT = 64
+WARM_UP = 3
+LIKE_USERS = "balanced_cross_entropy+lovasz"
+"""What `loss: auto` chooses wherever a class is rare."""
+
+
+class Contender(Protocol):
+    def step(self) -> float:
+        """Take one training step; returns its seconds."""
+        ...
+
+
+def random_data(classes: int, size: tuple[int, int]) -> Pixels:
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (COUNT, *size, 3), dtype=np.uint8)
+    masks = draw.integers(0, classes, (COUNT, *size), dtype=np.uint8)
+    data = Data(Path(), (), Classes.named(map(str, range(classes))), 3, 8)
+    return Pixels(data, images, masks, [(row,) for row in range(COUNT)], size)
+
+
+def method(pixels: Pixels, loss: str) -> Method:
+    torch.manual_seed(0)
+    classes = len(pixels.data.classes)
+    shares = [1 / classes] * classes
+    config = {"classes": classes, "image_size": pixels.size, "encoder_weights": None, "loss": loss, "shares": shares}
+    return build("supervised", **config)
+
+
+class Segmint:
+    """`fit` in a thread of its own, which waits for its turn whenever the loop asks for a batch."""
+
+    def __init__(self, pixels: Pixels, settings: TrainSettings, loss: str, folder: Path) -> None:
+        self.pixels = pixels
+        self.go, self.waiting = threading.Semaphore(0), threading.Semaphore(0)
+        self.error: Exception | None = None
+        folder.mkdir()
+        items = Images(self, labelled=range(COUNT))
+        threading.Thread(target=self._train, args=(method(pixels, loss), items, settings, folder), daemon=True).start()
+        self.waiting.acquire()
+
+    def _train(self, *args: Any) -> None:
+        try:
+            fit(*args)
+        except Exception as error:
+            self.error = error
+            self.waiting.release()
+
+    def batch(self, indices: Sequence[int], **options: Any) -> Batch:
+        self.waiting.release()
+        self.go.acquire()
+        return self.pixels.batch(indices, **options)
+
+    def step(self) -> float:
+        begun = time.perf_counter()
+        self.go.release()
+        self.waiting.acquire()
+        if self.error is not None:
+            raise self.error
+        return time.perf_counter() - begun
+
+
+class Bare:
+    """The loop that one would write by hand for this network."""
+
+    def __init__(self, pixels: Pixels, settings: TrainSettings, loss: str) -> None:
+        everything = pixels.batch(range(COUNT))
+        self.images, self.masks = everything.image, everything.mask
+        self.settings, self.precision = settings, settings.precision
+        built = method(pixels, loss).train()
+        place(built, self.precision)
+        self.network: torch.nn.Module = built.network  # type: ignore[assignment]
+        self.criterion: Callable[..., dict[str, torch.Tensor]] = compose(loss, built.config["shares"])
+        parameters = self.network.parameters()
+        self.optimizer = torch.optim.AdamW(
+            parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+        )
+        self.augmentation, self.generator = resolve(settings.augment), torch.Generator().manual_seed(0)
+
+    def step(self) -> float:
+        begun = time.perf_counter()
+        index = torch.randint(COUNT, (self.settings.batch_size,))
+        batch = Batch(self.images[index], self.masks[index])
+        if self.settings.augment != "none":
+            batch = augment(batch, self.augmentation, self.generator)
+        batch = layout(batch, self.precision)
+        with autocast(self.precision, torch.device("cpu")):
+            logits = self.network(batch.image)
+        loss = self.criterion(logits.float(), batch.mask)["loss"]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return time.perf_counter() - begun
+
+
+class Smp:
+    """`smp_loop.py` under another Python."""
+
+    def __init__(self, python: Path, arguments: Sequence[str]) -> None:
+        script = Path(__file__).with_name("smp_loop.py")
+        self.process = subprocess.Popen(
+            [str(python), str(script), "--paced", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.facts = json.loads(self._line())
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("smp_loop.py has ended; its message is above, README.md here has the recipe")
+        return line
+
+    def step(self) -> float:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self._line())
+
+
+def race(contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
+    """The seconds of every step of each; the first rounds warm up and are not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for number in range(-WARM_UP, rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            taken = contenders[name].step()
+            if number >= 0:
+                seconds[name].append(taken)
+        print(f"\rround {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return seconds
+
+
+def compare(seconds: dict[str, list[float]], fast: str, slow: str, target: float) -> dict[str, Any]:
+    """How many times the images/s of `slow` those of `fast` are: by medians, by totals, and within rounds."""
+    a, b = seconds[fast], seconds[slow]
+    by_round = statistics.median(theirs / own for own, theirs in zip(a, b, strict=True))
+    by_median = statistics.median(b) / statistics.median(a)
+    return {
+        "of": fast,
+        "to": slow,
+        "ratio_of_medians": round(by_median, 3),
+        "ratio_of_totals": round(sum(b) / sum(a), 3),
+        "median_ratio_within_rounds": round(by_round, 3),
+        "target": target,
+        "met": by_median >= target,
+    }
+
+
+def summary(taken: list[float], batch: int) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(taken, n=4)
+    return {
+        "images_per_second": round(batch / middle, 2),
+        "milliseconds_per_step": round(1000 * middle, 1),
+        "lower_quartile": round(1000 * low, 1),
+        "upper_quartile": round(1000 * high, 1),
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=("float32", "channels_last", "bfloat16"), default="bfloat16")
+    parser.add_argument("--loss", default="cross_entropy", help="of Segmint and the bare loop")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", default="144x96", help="height x width")
+    parser.add_argument("--classes", type=int, default=11)
+    parser.add_argument("--smp-python", type=Path, help="a Python that has segmentation_models_pytorch")
+    parser.add_argument("--smp-encoder", default="tu-tf_efficientnet_lite0")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    height, width = map(int, args.size.split("x"))
+    pixels = random_data(args.classes, (height, width))
+
+    def settings(strength: str) -> TrainSettings:
+        return TrainSettings(
+            steps=100_000,
+            validate_every=100_000,
+            batch_size=args.batch,
+            augment=strength,
+            precision=args.precision,
+            device="cpu",
+        )
+
+    with tempfile.TemporaryDirectory() as scratch:
+        contenders: dict[str, Contender] = {}
+        losses = {"": args.loss, f", {LIKE_USERS}": LIKE_USERS}
+        for (note, loss), strength in itertools.product(losses.items(), ("strong", "none")):
+            if note and strength == "none":
+                continue
+            folder = Path(scratch, str(len(contenders)))
+            contenders[f"segmint, {strength}{note}"] = Segmint(pixels, settings(strength), loss, folder)
+            contenders[f"bare, {strength}{note}"] = Bare(pixels, settings(strength), loss)
+        pairs = [(name, name.replace("segmint", "bare"), 0.95) for name in contenders if name.startswith("segmint")]
+        software: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
+        if args.smp_python:
+            shape = ["--batch", str(args.batch), "--size", args.size, "--classes", str(args.classes)]
+            smp = Smp(args.smp_python, [*shape, "--threads", str(args.threads), "--encoder", args.smp_encoder])
+            contenders["smp"] = smp
+            software["smp"] = smp.facts
+            pairs += [(name, "smp", 2.0) for name in contenders if name.startswith("segmint")]
+        seconds = race(contenders, args.rounds)
+        if args.smp_python:
+            smp.process.terminate()
+    result = {
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": {"processor": processor(), "threads": args.threads, **software},
+        "settings": {key: getattr(args, key) for key in ("precision", "loss", "batch", "size", "classes", "rounds")},
+        "speed": {name: summary(taken, args.batch) for name, taken in seconds.items()},
+        "ratios": [compare(seconds, *pair) for pair in pairs],
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
