@@ -15,11 +15,10 @@ from segmint.functional.adversarial import (
     gradient_penalty,
 )
 from segmint.functional.gaussian import kl_to_standard, pair_nll
-from segmint.functional.losses import cross_entropy
+from segmint.functional.losses import cross_entropy, one_hot
 from segmint.methods.method import Method, Optimizers
 from segmint.nets.discriminators import ConvDiscriminator, Discriminator, ProjectedDiscriminator
 from segmint.nets.generators import PairDecoder
-from segmint.nets.layers import one_hot
 from segmint.nets.vae import AggregatePosterior, PairEncoder, sample_gaussian
 from segmint.seeds import Seeds
 from segmint.types import Batch, SegmintError
@@ -138,7 +137,7 @@ class GAN(Method):
     def _game_step(self, batch: Batch, optimizers: Optimizers) -> dict[str, Tensor]:
         with torch.no_grad():
             fake = self._pair(*self.generator(self._noise(len(batch), batch)))
-        real = (batch.image, one_hot(batch.mask, self.classes))
+        real = (batch.image, one_hot(batch.mask, self.classes).float())
         terms = self._teach(real, fake, batch.labelled)
         optimizers.minimize("discriminator", terms["discriminator"])
         decoded = len(batch) // 2 if self.warm_start and self.anchor else 0

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from segmint.types import IGNORE
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -28,10 +25,3 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 def groups(channels: int) -> int:
     """A number of groups for group normalisation: the largest of 8, 4, 2, 1 that divides `channels`."""
     return next(count for count in (8, 4, 2, 1) if channels % count == 0)
-
-
-def one_hot(mask: Tensor, classes: int) -> Tensor:
-    """int64 [B, H, W] -> float32 [B, K, H, W]; a pixel marked IGNORE is zero in every class."""
-    known = mask != IGNORE
-    hot = F.one_hot(mask.where(known, torch.zeros_like(mask)), classes).permute(0, 3, 1, 2)
-    return (hot * known.unsqueeze(1)).float()

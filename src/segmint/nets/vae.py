@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from segmint.functional.gaussian import covariance_root
+from segmint.functional.losses import one_hot
 from segmint.nets.generators import stages_for
-from segmint.nets.layers import groups, one_hot
+from segmint.nets.layers import groups
 from segmint.types import IGNORE, Batch
 
 
@@ -58,7 +59,7 @@ class PairEncoder(nn.Module):
         It sees the image, the one-hot mask, and for each pixel whether the mask is known.
         """
         known = (batch.mask != IGNORE).unsqueeze(1).to(batch.image.dtype)
-        y = self.body(torch.cat([batch.image, one_hot(batch.mask, self.classes), known], 1))
+        y = self.body(torch.cat([batch.image, one_hot(batch.mask, self.classes).float(), known], 1))
         mean, log_variance = self.statistics(y[..., : self.base[0], : self.base[1]].flatten(1)).float().chunk(2, 1)
         return mean, log_variance.clamp(-10, 10)
 

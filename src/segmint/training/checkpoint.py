@@ -24,8 +24,8 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         raise SegmintError(
-            f"{folder / 'state.pt'}: the checkpoint could not be written ({reason(error)}); the one before it is whole: "
-            f"make room, then `segmint train --resume {folder}`"
+            f"{folder / 'state.pt'}: the checkpoint could not be written ({reason(error)}); the one before it "
+            f"is whole: make room, then `segmint train --resume {folder}`"
         ) from error
 
 

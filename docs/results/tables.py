@@ -1,0 +1,89 @@
+"""Write the tables of README.md from the JSON files beside it, so that no figure is typed by hand.
+
+    python docs/results/tables.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = {path.parent.name: json.loads(path.read_text()) for path in sorted(HERE.glob("*/result.json"))}
+
+
+def percent(cell: dict[str, float]) -> str:
+    return f"{100 * cell['value']:.1f} [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def segmenters() -> str:
+    """Every trained segmenter that was scored on validation."""
+    rows = []
+    for name, result in RESULTS.items():
+        entry = result.get("metrics", {}).get("val")
+        if not entry:
+            continue
+        config, summary = result["config"], result["summary"]
+        rows.append(
+            [
+                name,
+                config["data"],
+                str(summary["labelled"]),
+                str(summary["steps"]),
+                config["method_settings"].get("loss", ""),
+                f"{config['training']['lr']:g}",
+                percent(entry["miou"]),
+                percent(entry["boundary_f1"]),
+                f"{summary['seconds'] / 60:.0f}",
+            ]
+        )
+    head = ["run", "data", "labels", "steps", "loss", "lr", "val mIoU, %", "boundary F1, %", "minutes"]
+    return table(head, rows)
+
+
+def curves() -> str:
+    """Validation mIoU over the steps of the long runs."""
+    rows = []
+    for name, result in RESULTS.items():
+        points = [point for point in result.get("curve", []) if "miou" in point]
+        if len(points) >= 12:
+            shown = ", ".join(f"{point['step']}: {100 * point['miou']:.1f}" for point in points)
+            rows.append([name, shown])
+    return table(["run", "step: val mIoU, %"], rows)
+
+
+def pairs() -> str:
+    """Every described folder of generated pairs."""
+    rows = []
+    for name, result in RESULTS.items():
+        facts: dict[str, Any] | None = result.get("pairs")
+        if facts:
+            near = f"{facts['near_duplicates']} ({facts['expected']} expected)"
+            figures = [f"{facts['diversity']:.2f}", f"{facts['nearest_ratio']:.2f}", near, str(facts["repeats"])]
+            rows.append([name, facts["method"], str(facts["images"]), *figures])
+    head = ["folder", "method", "pairs", "diversity", "nearest real / real-to-real", "near duplicates", "repeats"]
+    return table(head, rows)
+
+
+def main() -> None:
+    page = HERE / "README.md"
+    text = page.read_text(encoding="utf-8")
+    makers: dict[str, Callable[[], str]] = {"segmenters": segmenters, "curves": curves, "pairs": pairs}
+    for name, make in makers.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+        if begin not in text:
+            raise SystemExit(f"{page}: there is no {begin}")
+        text = re.sub(f"{begin}.*?{end}", lambda _, m=make, b=begin, e=end: f"{b}\n{m()}\n{e}", text, flags=re.S)
+    page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
