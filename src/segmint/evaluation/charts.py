@@ -166,7 +166,7 @@ def bar_chart(names: Sequence[str], series: Mapping[str, Array], unit: str = "%"
 
     thick = 0.8 / len(series)
     with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
-        figure = _figure(7.2, 0.55 + len(names) * max(0.24, 0.15 * len(series)))
+        figure = _figure(7.2, 0.8 + len(names) * max(0.24, 0.15 * len(series)))
         panel = figure.subplots()
         for number, (words, values) in enumerate(series.items()):
             table = np.asarray(values, float)
@@ -180,7 +180,8 @@ def bar_chart(names: Sequence[str], series: Mapping[str, Array], unit: str = "%"
         panel.tick_params(axis="y", length=0)
         panel.set_xlabel(unit)
         if len(series) > 1:
-            panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(4, len(series)), borderaxespad=0.2)
+            columns = 4 if max(map(len, series)) < 20 else 2
+            figure.legend(loc="outside upper left", ncols=min(columns, len(series)))
         return _svg(figure)
 
 
