@@ -82,7 +82,8 @@ def train(
     from segmint.training.progress import TrainingBar
 
     if resume is not None:
-        if data is not None:
+        given = (data, budget, size, steps, synthetic, out, set_, config)
+        if any(value is not None for value in given) or method != "supervised" or seed:
             raise SegmintError("--resume: takes its data and settings from the run; leave DATA and the others out")
         with TrainingBar(console, str(resume)) as bar:
             made = runs.resume(resume, watcher=bar)
@@ -92,6 +93,8 @@ def train(
         chosen, training = _settings(set_ or [], config)
         if steps is not None:
             training["steps"] = steps
+        if isinstance(training.get("augment"), dict):
+            training["augment"] = {"preset": _usual_augmentation(method), **training["augment"]}
         folder = out if out is not None else runs.next_folder(method)
         with TrainingBar(console, str(folder)) as bar:
             made = runs.train(
@@ -107,6 +110,14 @@ def train(
                 **chosen,
             )
     _tell(made.folder)
+
+
+def _usual_augmentation(method: str) -> str:
+    """The preset that a method trains with where the user changes only some of its fields."""
+    from segmint.config import TrainSettings
+    from segmint.methods.method import find
+
+    return str(find(method).defaults.get("augment", TrainSettings().augment))
 
 
 def _tell(folder: Path) -> None:
@@ -165,11 +176,14 @@ def _describe_pairs(run: Path, folder: Path) -> None:
     made = Run(run)
     if len(open_folder(folder)) < 2:
         return
+    if not Path(made.settings.data).is_dir():
+        console.print(f"note: {made.settings.data} is gone, so the pairs were not compared with the real images")
+        return
     real = open_folder(made.settings.data)
     embed = EfficientNetLite0(made.method.config["in_channels"], head=True).eval().embed
     facts = describe_pairs(folder, real, size=made.size, indices=real.split("train"), embed=embed)
     console.print(
-        f"diversity {facts['diversity']:.2f} of the real images' ; nearest real neighbour at "
+        f"diversity {facts['diversity']:.2f} of the real images'; nearest real neighbour at "
         f"{facts['nearest_ratio']:.2f} of the real-to-real distance; pictures in {folder / 'pictures'}",
         highlight=False,
         soft_wrap=True,
@@ -208,8 +222,11 @@ def compare(
     """Say which runs are better or worse than a baseline, over the same images, with intervals."""
     from segmint.evaluation.compare import compare as weigh
 
-    for other in weigh(baseline, others, split, folder=out)["others"]:
-        console.print(_plain(other["sentence"]), highlight=False, soft_wrap=True)
+    found = weigh(baseline, others, split, folder=out)
+    for other in found["others"]:
+        console.print(f"[bold]{_plain(other['sentence'])}[/]", highlight=False, soft_wrap=True)
+    for note in found["notes"]:
+        console.print(f"note: {_plain(note)}", highlight=False, soft_wrap=True)
 
 
 @app.command()

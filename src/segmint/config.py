@@ -66,7 +66,8 @@ class RunSettings(BaseModel):
     """A training run: what `config.yaml` in a run folder holds.
 
     Attributes:
-        method: name of the method; `method_settings`: its constructor's arguments.
+        method: name of the method; `method_settings`: its constructor's arguments, resolved.
+        given: those of them that the user gave.
         data: the data folder; `synthetic`: folders of generated pairs to train on as well.
         budget: how many training images keep their masks (None: all); `seed`: chooses them and everything random.
         size: height and width of the training images in pixels; None: that of the data.
@@ -79,6 +80,7 @@ class RunSettings(BaseModel):
 
     method: str
     method_settings: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     data: str
     synthetic: list[str] = []
     budget: int | None = Field(None, ge=1)

@@ -181,8 +181,8 @@ def test_folders_without_labels(make_folder: Maker) -> None:
 def test_bars_grow_with_shares() -> None:
     assert _bar(0) == ""
     assert _bar(1e-9) == "▏"
-    assert _bar(1) == "█" * 24
-    assert _bar(0.5) == "█" * 12
+    assert _bar(1) == "█" * 14
+    assert _bar(0.5) == "█" * 7
 
 
 def test_many_sizes_are_summed_up(tmp_path: Path) -> None:

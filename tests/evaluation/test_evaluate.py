@@ -12,6 +12,7 @@ from segmint.data.folder import open_folder
 from segmint.evaluation.evaluate import evaluate, read_tables, spread, truth_of
 from segmint.functional import metrics
 from segmint.methods.method import Method, build, save
+from segmint.training.run import Run
 from segmint.types import IGNORE, SegmintError
 
 FIGURES = ("miou", "dice", "accuracy", "boundary_f1", "ece", "brier", "nll")
@@ -22,11 +23,9 @@ def test_figures_are_those_of_the_whole_split(make_run, data):
     entry = evaluate(run, data, "val", batch_size=2, pictures=False)
     method_says, truth = [], []
     pixels = Pixels.open(data, (32, 24))
-    from segmint.evaluation import evaluate as module
-
     for index in data.split("val"):
         image = pixels.batch([index]).image
-        method_says.append(module.load(run).segment(image, None).argmax(1).flatten())
+        method_says.append(Run(run).method.segment(image, None).argmax(1).flatten())
         truth.append(pixels.masks[pixels.rows[index][0]].flatten())
     expected = jaccard_score(np.concatenate(truth), torch.cat(method_says), average="macro")
     assert entry["miou"]["value"] == pytest.approx(expected)

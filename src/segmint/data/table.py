@@ -12,7 +12,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from segmint.data.check import Findings
 
-_BAR = 24
+_BAR = 14
 
 
 def render(found: Findings) -> RenderableType:

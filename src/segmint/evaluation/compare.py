@@ -16,6 +16,7 @@ from segmint.config import RunSettings, read_run
 from segmint.evaluation.evaluate import CLASS_MEASURES, MEASURES, Measure, as_interval, read_tables
 from segmint.evaluation.files import read_json, read_lines, write_json
 from segmint.functional import metrics
+from segmint.training.run import Run as TrainedRun
 from segmint.types import SegmintError
 
 LEVEL = 0.05
@@ -34,15 +35,14 @@ class Run:
     @property
     def strategy(self) -> str:
         """What makes two runs the same strategy: all settings but the seed and what follows from it."""
-        settings = self.settings.model_dump(mode="json", exclude={"seed", "notes", "synthetic", "data"})
-        chosen = settings["method_settings"]
-        settings["method_settings"] = {k: v for k, v in chosen.items() if not isinstance(v, list)}
+        derived = {"seed", "notes", "synthetic", "data", "method_settings"}
+        settings = self.settings.model_dump(mode="json", exclude=derived)
         return json.dumps([settings, self.generator], sort_keys=True)
 
 
 def compare(
-    baseline: Path,
-    others: Sequence[Path],
+    baseline: TrainedRun | str | Path,
+    others: Sequence[TrainedRun | str | Path],
     split: str = "val",
     *,
     folder: Path | None = None,
@@ -56,7 +56,7 @@ def compare(
     seed). Runs that share the baseline's settings are further seeds of the baseline.
 
     Args:
-        baseline, others: run folders with a metrics.json that has this split.
+        baseline, others: runs, or their folders, with a metrics.json that has this split.
         split: which figures to compare.
         folder: where to write comparison.json; None: nowhere.
         resamples, seed: of the bootstrap.
@@ -69,7 +69,7 @@ def compare(
     Raises:
         SegmintError: a run was not evaluated on the split, or on other images, classes or sizes.
     """
-    runs = [_read(Path(path), split) for path in [baseline, *others]]
+    runs = [_read(run.folder if isinstance(run, TrainedRun) else Path(run), split) for run in [baseline, *others]]
     for run in runs[1:]:
         _check_same(runs[0], run, split)
     strategies = _join(runs)
@@ -144,6 +144,14 @@ def _generator(synthetic: Sequence[str]) -> str:
         first = read_lines(manifest)[:1] if manifest.is_file() else []
         makers.append(str(first[0].get("method", path.name)) if first else path.name)
     return " and ".join(dict.fromkeys(makers))
+
+
+def _maker(pairs: Path) -> RunSettings | None:
+    """The settings of the run that made generated pairs, where it is still there."""
+    manifest = pairs / "manifest.jsonl"
+    first = read_lines(manifest)[:1] if manifest.is_file() else []
+    folder = Path(str(first[0].get("run", ""))) if first else Path()
+    return read_run(folder) if (folder / "config.yaml").is_file() else None
 
 
 def _check_same(first: Run, run: Run, split: str) -> None:
@@ -276,6 +284,14 @@ def _notes(strategies: Sequence[Sequence[Run]], units: metrics.Units, split: str
     unfair = "so the comparison is not like for like."
     if len({arm[0].settings.budget for arm in strategies}) > 1:
         notes.append(f"The runs did not have the same number of labelled images, {unfair}")
+    for run in (run for arm in strategies for run in arm):
+        for folder in map(Path, run.settings.synthetic):
+            maker = _maker(folder)
+            if maker is not None and (maker.budget, maker.seed) != (run.settings.budget, run.settings.seed):
+                notes.append(
+                    f"The pairs in {folder.name} were learnt with budget {maker.budget} and seed {maker.seed}, not "
+                    f"with those of {run.folder.name}: they may bring labels that the baseline did not have, {unfair}"
+                )
     if len({arm[0].settings.training.steps for arm in strategies}) > 1:
         notes.append(f"The runs were not given the same number of steps, {unfair}")
     return notes

@@ -21,8 +21,9 @@ from segmint.evaluation import pictures as paint
 from segmint.evaluation.files import read_json, write_json
 from segmint.functional import metrics
 from segmint.inference.predict import Draws, draw
-from segmint.methods.method import Method, device_of, load
+from segmint.methods.method import Method, device_of
 from segmint.seeds import Seeds
+from segmint.training.run import Run
 from segmint.types import SegmintError
 
 SHOWN = 8
@@ -53,7 +54,7 @@ CLASS_MEASURES: Mapping[str, Measure] = {
 
 
 def evaluate(
-    run: Path,
+    run: Run | str | Path,
     data: Data | Path,
     split: str = "val",
     *,
@@ -70,7 +71,7 @@ def evaluate(
     is the class most of them chose, pixel by pixel; ties go to the class that comes first.
 
     Args:
-        run: a run folder of `segmint train`.
+        run: a run of `segmint train`, or its folder.
         data: the data folder, open or by its path.
         split: "train", "val" or "test".
         draws: draws of masks averaged per image.
@@ -86,9 +87,10 @@ def evaluate(
         SegmintError: the run does not segment or does not fit the data's classes or channels, or the split
             has no masks.
     """
-    run = Path(run)
+    trained = run if isinstance(run, Run) else Run(Path(run))
+    run = trained.folder
     started = time.perf_counter()
-    method = load(run)
+    method = trained.method
     data = data if isinstance(data, Data) else open_folder(data)
     _check(run, method, data)
     chosen = data.split(split)

@@ -62,7 +62,7 @@ class PairsPage:
     shares: str
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: str | Path) -> Path:
     """Write report.html: the run in a run folder, or the whole story of a folder of runs and generated pairs.
 
     The page needs no other file, no network and no script. Of a folder of runs it takes every run folder

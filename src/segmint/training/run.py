@@ -18,11 +18,13 @@ import torch
 from torch import nn
 
 from segmint.config import RunSettings, parse, read_run, write_atomic, write_run
+from segmint.data.augment import resolve
 from segmint.data.cache import Pixels
 from segmint.data.classes import Classes, read_classes, write_classes
 from segmint.data.folder import Data, open_folder
 from segmint.methods.method import Facts, Method, build, find, load
 from segmint.seeds import mix
+from segmint.training.optimizers import PartOptimizers
 from segmint.training.train import Images, Outcome, Watcher, fit
 from segmint.types import SegmintError
 
@@ -121,9 +123,10 @@ def train(
     pixels, images = _prepare(data, asked)
     own = {key: value for key, value in method_settings.items() if isinstance(value, nn.Module)}
     settled = _settle(cls, asked, pixels, images, own)
+    built = _build(settled, own)
     write_classes(folder / "classes.yaml", data.classes)
     write_run(settled, folder)
-    return _fit(folder, settled, pixels, images, own, watcher)
+    return _fit(folder, settled, pixels, images, built, own, watcher)
 
 
 def resume(folder: str | Path, watcher: Watcher | None = None, **modules: nn.Module) -> Run:
@@ -141,7 +144,7 @@ def resume(folder: str | Path, watcher: Watcher | None = None, **modules: nn.Mod
     settings = read_run(folder)
     data = _with_pairs(open_folder(settings.data), settings.synthetic)
     pixels, images = _prepare(data, settings)
-    return _fit(folder, settings, pixels, images, modules, watcher)
+    return _fit(folder, settings, pixels, images, _build(settings, modules), modules, watcher)
 
 
 def _synthetic_roots(data: Data) -> list[str]:
@@ -199,6 +202,7 @@ def _settle(
     return asked.model_copy(
         update={
             "method_settings": {**basics, **plain},
+            "given": asked.method_settings,
             "size": pixels.size,
             "depth": data.depth,
             "notes": [*notes, *reasons],
@@ -206,11 +210,22 @@ def _settle(
     )
 
 
+def _build(settings: RunSettings, own: Mapping[str, nn.Module]) -> Method:
+    """The method with its first weights; refuses settings that would fail later, before anything is written."""
+    resolve(settings.training.augment)
+    torch.manual_seed(mix(settings.seed, "build"))
+    arguments = {**settings.method_settings, "image_size": tuple(settings.method_settings["image_size"])}
+    method = build(settings.method, **arguments, **own)
+    PartOptimizers(method.parts(), settings.training)
+    return method
+
+
 def _fit(
     folder: Path,
     settings: RunSettings,
     pixels: Pixels,
     images: Images,
+    method: Method,
     own: Mapping[str, nn.Module],
     watcher: Watcher | None,
 ) -> Run:
@@ -222,9 +237,6 @@ def _fit(
             "restore them, or train anew with another --out"
         )
     write_atomic(known, fingerprint)
-    torch.manual_seed(mix(settings.seed, "build"))
-    arguments = {**settings.method_settings, "image_size": tuple(settings.method_settings["image_size"])}
-    method = build(settings.method, **arguments, **own)
     outcome = fit(method, images, settings.training, folder, seed=settings.seed, watcher=watcher)
     write_atomic(folder / "summary.json", _summary(outcome, method, images))
     return Run(folder, own)
@@ -234,7 +246,8 @@ def _fingerprint(pixels: Pixels, images: Images) -> str:
     names = [item.name for item in pixels.data.items]
     parts = [images.labelled, images.unlabelled, images.synthetic, images.validation]
     told = repr([[names[index] for index in part] for part in parts])
-    stamps = repr([(item.image.stat().st_size, len(item.masks)) for item in pixels.data.items])
+    files = [path for item in pixels.data.items for path in (item.image, *item.masks)]
+    stamps = repr([path.stat().st_size for path in files])
     return hashlib.sha256((told + stamps).encode()).hexdigest()
 
 
