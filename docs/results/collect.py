@@ -1,16 +1,21 @@
-"""Keep what a run or a generated folder measured: JSON and small pictures, no weights, no data.
+"""Keep what a run or a generated folder measured: JSON, and sheets of generated pairs; no weights, no real image.
 
-    python docs/results/collect.py RUN [RUN ...]
+python docs/results/collect.py RUN [RUN ...]
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import yaml
+from PIL import Image
+
+from segmint.data.folder import open_folder
+from segmint.data.io import read_image, read_mask
+from segmint.evaluation import pictures as paint
 
 HERE = Path(__file__).parent
 
@@ -46,8 +51,20 @@ def collect(source: Path) -> None:
     if (source / "pairs.json").exists():
         told["pairs"] = json.loads((source / "pairs.json").read_text())
     (target / "result.json").write_text(json.dumps(told, indent=1) + "\n")
-    for picture in sorted((source / "pictures").glob("*.png")) if (source / "pictures").is_dir() else []:
-        shutil.copy(picture, target / picture.name)
+    if (source / "pairs.json").exists():
+        sheet(source).save(target / "pairs.jpg", quality=88)
+
+
+def sheet(pairs: Path, count: int = 64) -> Image.Image:
+    """The first generated images with their masks beneath."""
+    data = open_folder(pairs)
+    blocks = []
+    for item in data.items[:count]:
+        image = paint.to_rgb(read_image(item.image))
+        mask = paint.colorize(read_mask(item.masks[0], data.classes), data.classes.colors)
+        blocks.append(Image.fromarray(np.concatenate([image, mask])))
+    columns = max(8, 1280 // blocks[0].width)
+    return paint.wrapped(blocks, columns, 2)
 
 
 if __name__ == "__main__":

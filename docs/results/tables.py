@@ -1,6 +1,6 @@
 """Write the tables of README.md from the JSON files beside it, so that no figure is typed by hand.
 
-    python docs/results/tables.py
+python docs/results/tables.py
 """
 
 from __future__ import annotations
