@@ -20,8 +20,8 @@ from segmint.types import SegmintError
 BUDGET = 8
 GENERATORS = {
     "gmm": [],
-    "vae": ["--steps", "300"],
-    "gan": ["--steps", "350", "--set", "warm_start=150"],
+    "vae": ["--steps", "250"],
+    "gan": ["--steps", "300", "--set", "warm_start=120"],
 }
 COUNT = 64
 DESCRIPTION = (
