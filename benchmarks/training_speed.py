@@ -1,10 +1,12 @@
 """How fast `supervised` trains, beside a bare hand-written loop and beside segmentation_models_pytorch.
 
-All take turns, one step each, in an order that rotates, so that whatever else the machine does hits all alike. The time
-is that on the wall; the processor's own is given too, which is steadier on a busy machine. A step of Segmint is timed
-from one request of its real loop (`segmint.training.train.fit`) for a batch to the next: it includes the conversion of the pixels, augmentation, the moving average of the weights, clipping, the log and
-checkpoints; not validation, which a bare loop would need as well. The bare loop has the same network, precision,
-memory layout, AdamW and loss, finds its data in memory as floats, and calls the same `augment` or none at all.
+All take turns, one step each, in an order that is shuffled every round, so that whatever else the machine does hits all
+alike, and so does whoever went before. The time is that on the wall; the processor's own is given too, which is
+steadier on a busy machine. A step of Segmint is timed from one request of its real loop (`segmint.training.train.fit`)
+for a batch to the next: it includes the conversion of the pixels, augmentation, the moving average of the weights,
+clipping, the log and checkpoints; not validation, which a bare loop would need as well. The bare loop has the same
+network, precision, memory layout, AdamW and loss, finds its data in memory as floats, and calls the same `augment` or
+none at all.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import itertools
 import json
 import platform
+import random
 import shlex
 import statistics
 import subprocess
@@ -22,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,29 +73,25 @@ def method(pixels: Pixels, loss: str) -> Method:
     return build("supervised", **config)
 
 
-class Segmint:
-    """`fit` in a thread of its own, which waits for its turn whenever the loop asks for a batch."""
+class Turns:
+    """A training loop in a thread of its own, which calls `wait` before each step."""
 
-    def __init__(self, pixels: Pixels, settings: TrainSettings, loss: str, folder: Path) -> None:
-        self.pixels = pixels
+    def __init__(self, train: Callable[[Callable[[], None]], Any]) -> None:
         self.go, self.waiting = threading.Semaphore(0), threading.Semaphore(0)
         self.error: Exception | None = None
-        folder.mkdir()
-        items = Images(self, labelled=range(COUNT))
-        threading.Thread(target=self._train, args=(method(pixels, loss), items, settings, folder), daemon=True).start()
+        threading.Thread(target=self._run, args=(train,), daemon=True).start()
         self.waiting.acquire()
 
-    def _train(self, *args: Any) -> None:
+    def _run(self, train: Callable[[Callable[[], None]], Any]) -> None:
         try:
-            fit(*args)
+            train(self._wait)
         except Exception as error:
             self.error = error
             self.waiting.release()
 
-    def batch(self, indices: Sequence[int], **options: Any) -> Batch:
+    def _wait(self) -> None:
         self.waiting.release()
         self.go.acquire()
-        return self.pixels.batch(indices, **options)
 
     def step(self) -> float:
         begun = time.process_time()
@@ -102,37 +102,47 @@ class Segmint:
         return time.process_time() - begun
 
 
-class Bare:
+@dataclass
+class Waiting:
+    """A source of batches that waits for its turn whenever it is asked for one."""
+
+    pixels: Pixels
+    wait: Callable[[], None]
+
+    def batch(self, indices: Sequence[int], **options: Any) -> Batch:
+        self.wait()
+        return self.pixels.batch(indices, **options)
+
+
+def segmint(pixels: Pixels, settings: TrainSettings, loss: str, folder: Path, wait: Callable[[], None]) -> None:
+    folder.mkdir()
+    fit(method(pixels, loss), Images(Waiting(pixels, wait), labelled=range(COUNT)), settings, folder)
+
+
+def bare(pixels: Pixels, settings: TrainSettings, loss: str, wait: Callable[[], None]) -> None:
     """The loop that one would write by hand for this network."""
-
-    def __init__(self, pixels: Pixels, settings: TrainSettings, loss: str) -> None:
-        everything = pixels.batch(range(COUNT))
-        self.images, self.masks = everything.image, everything.mask
-        self.settings, self.precision = settings, settings.precision
-        built = method(pixels, loss).train()
-        place(built, self.precision)
-        self.network: torch.nn.Module = built.network  # type: ignore[assignment]
-        self.criterion: Callable[..., dict[str, torch.Tensor]] = compose(loss, built.config["shares"])
-        parameters = self.network.parameters()
-        self.optimizer = torch.optim.AdamW(
-            parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-        )
-        self.augmentation, self.generator = resolve(settings.augment), torch.Generator().manual_seed(0)
-
-    def step(self) -> float:
-        begun = time.process_time()
-        index = torch.randint(COUNT, (self.settings.batch_size,))
-        batch = Batch(self.images[index], self.masks[index])
-        if self.settings.augment != "none":
-            batch = augment(batch, self.augmentation, self.generator)
-        batch = layout(batch, self.precision)
-        with autocast(self.precision, torch.device("cpu")):
-            logits = self.network(batch.image)
-        loss = self.criterion(logits.float(), batch.mask)["loss"]
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return time.process_time() - begun
+    everything = pixels.batch(range(COUNT))
+    images, masks = everything.image, everything.mask
+    built = method(pixels, loss).train()
+    place(built, settings.precision)
+    network: torch.nn.Module = built.network  # type: ignore[assignment]
+    criterion = compose(loss, built.config["shares"])
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+    )
+    augmentation, generator = resolve(settings.augment), torch.Generator().manual_seed(0)
+    for _ in range(settings.steps):
+        wait()
+        index = torch.randint(COUNT, (settings.batch_size,))
+        batch = Batch(images[index], masks[index])
+        if settings.augment != "none":
+            batch = augment(batch, augmentation, generator)
+        batch = layout(batch, settings.precision)
+        with autocast(settings.precision, torch.device("cpu")):
+            logits = network(batch.image)
+        optimizer.zero_grad(set_to_none=True)
+        criterion(logits.float(), batch.mask)["loss"].backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
 
 
 class Smp:
@@ -173,10 +183,9 @@ class Taken:
 def race(contenders: dict[str, Contender], rounds: int) -> dict[str, Taken]:
     """Let all take turns; the first rounds warm up and are not counted."""
     taken = {name: Taken() for name in contenders}
-    names = list(contenders)
+    names, order = list(contenders), random.Random(0)
     for number in range(-WARM_UP, rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in order.sample(names, len(names)):
             begun = time.perf_counter()
             processor = contenders[name].step()
             if number >= 0:
@@ -223,7 +232,7 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=("float32", "channels_last", "bfloat16"), default="bfloat16")
     parser.add_argument("--loss", default="cross_entropy", help="of Segmint and the bare loop")
@@ -255,9 +264,9 @@ def main() -> None:
         for (note, loss), strength in itertools.product(losses.items(), ("strong", "none")):
             if note and strength == "none":
                 continue
-            folder = Path(scratch, str(len(contenders)))
-            contenders[f"segmint, {strength}{note}"] = Segmint(pixels, settings(strength), loss, folder)
-            contenders[f"bare, {strength}{note}"] = Bare(pixels, settings(strength), loss)
+            folder, how = Path(scratch, str(len(contenders))), settings(strength)
+            contenders[f"segmint, {strength}{note}"] = Turns(partial(segmint, pixels, how, loss, folder))
+            contenders[f"bare, {strength}{note}"] = Turns(partial(bare, pixels, how, loss))
         pairs = [(name, name.replace("segmint", "bare"), 0.95) for name in contenders if name.startswith("segmint")]
         software: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
         if args.smp_python:

@@ -5,12 +5,12 @@ import math
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from torch import nn
 
-import segmint.training.train as loop
 from segmint.config import TrainSettings
-from segmint.methods.method import build, load
+from segmint.methods.method import build, load, save
 from segmint.training import checkpoint
 from segmint.training.checkpoint import load_state, read_log
 from segmint.training.ema import MovingAverage
@@ -233,12 +233,18 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_is_whole(
 
 
 def test_a_model_that_cannot_be_written_is_said(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(method, folder):
-        raise OSError(28, "No space left on device")
+    run = train(shapes, method="vae", out=tmp_path / "run", settings=QUICK, width=8, latent=4)
+    before = (run.folder / "model.safetensors").read_bytes()
 
-    monkeypatch.setattr(loop, "save", full)
-    with pytest.raises(SegmintError, match="model cannot be written"):
-        train(shapes, method="vae", out=tmp_path / "run", settings=QUICK, width=8, latent=4)
+    def full(tensors, path):
+        Path(path).write_bytes(b"half")
+        raise safetensors.SafetensorError("Error while serializing: No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(SegmintError, match=r"model cannot be written .*No space left on device"):
+        save(run.method, run.folder)
+    assert (run.folder / "model.safetensors").read_bytes() == before
+    assert not list(run.folder.glob("*.tmp"))
 
 
 class Half(nn.Module):

@@ -195,16 +195,28 @@ def build(name: str, **config: Any) -> Method:
 
 
 def save(method: Method, folder: Path) -> None:
-    """Write `model.safetensors` and `method.json`, each to a temporary name and then renamed."""
+    """Write `model.safetensors` and `method.json`, each to a temporary name and then renamed.
+
+    Raises:
+        SegmintError: they could not be written (disk full, no permission); what was there before is whole.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().contiguous().cpu() for key, value in method.state_dict().items()}
-    safetensors.torch.save_file(tensors, folder / "model.safetensors.tmp")
     config = {key: None if isinstance(value, nn.Module) else value for key, value in method.config.items()}
     external = [key for key, value in method.config.items() if isinstance(value, nn.Module)]
     text = json.dumps({"method": method.name, "config": config, "modules": external}, indent=2)
-    (folder / "method.json.tmp").write_text(text, encoding="utf-8")
-    (folder / "model.safetensors.tmp").replace(folder / "model.safetensors")
-    (folder / "method.json.tmp").replace(folder / "method.json")
+    weights, description = folder / "model.safetensors.tmp", folder / "method.json.tmp"
+    try:
+        safetensors.torch.save_file(tensors, weights)
+        description.write_text(text, encoding="utf-8")
+        weights.replace(folder / "model.safetensors")
+        description.replace(folder / "method.json")
+    except (OSError, safetensors.SafetensorError) as error:
+        weights.unlink(missing_ok=True)
+        description.unlink(missing_ok=True)
+        raise SegmintError(
+            f"{folder}: the model cannot be written ({reason(error)}); make room, then resume"
+        ) from error
 
 
 def load(folder: str | Path, **modules: nn.Module) -> Method:

@@ -161,6 +161,7 @@ class _Training:
         self.log = Log(self.folder, self.outcome.step)
         self.saved = self.sitting = time.perf_counter()
         self.before = self.outcome.seconds
+        self.method.train()
         with _stop_signals() as stop:
             while self.outcome.step < self.steps and self.outcome.status != "stopped early":
                 self._step()
@@ -191,7 +192,6 @@ class _Training:
     def _step(self) -> None:
         begun = time.perf_counter()
         step = self.outcome.step
-        self.method.train()
         factor = self.optimizers.at(step, self.steps)
         batch = layout(self._batch(step), self.outcome.precision)
         torch.manual_seed(mix(self.seed, "step", step))
@@ -248,6 +248,7 @@ class _Training:
             if figures:
                 self._write("val", {**figures, **self.optimizers.weight_norms()})
             self._judge(figures)
+        self.method.train()
 
     def _judge(self, figures: Mapping[str, float]) -> None:
         """Keep the weights if they are the best so far; stop if they have not been for long."""
@@ -259,7 +260,7 @@ class _Training:
         better = best is None or (value > best if monitor[1] == "max" else value < best)
         if better:
             self.outcome.best, self.outcome.best_step, self.stale = value, self.outcome.step, 0
-            self._save_model()
+            save(self.method, self.folder)
             return
         self.stale += 1
         if self.settings.patience and self.stale >= self.settings.patience:
@@ -288,14 +289,6 @@ class _Training:
         if table is not None:
             figures["miou"] = float(mean_iou(table))
         return figures
-
-    def _save_model(self) -> None:
-        try:
-            save(self.method, self.folder)
-        except OSError as error:
-            raise SegmintError(
-                f"{self.folder}: the model cannot be written ({error}); make room, then resume"
-            ) from error
 
     def _checkpoint(self) -> None:
         self._report(self.optimizers.at(self.outcome.step, self.steps))
@@ -340,7 +333,7 @@ class _Training:
         self._checkpoint()
         if self.outcome.best is None:
             with self.ema.applied():
-                self._save_model()
+                save(self.method, self.folder)
 
 
 class _Stop:
