@@ -60,6 +60,33 @@ def curves() -> str:
     return table(["run", "step: val mIoU, %"], rows)
 
 
+def trials() -> str:
+    """The trials of losses and learning rates, best first."""
+    found = json.loads((HERE / "trials.json").read_text())["trials"]
+    found.sort(key=lambda trial: -trial["best_val_miou"])
+    rows = [
+        [
+            trial["loss"],
+            f"{trial['lr']:g}",
+            trial["augment"],
+            f"{100 * trial['best_val_miou']:.1f}",
+            str(trial["best_step"]),
+        ]
+        for trial in found
+    ]
+    return table(["loss", "lr", "augmentation", "best val mIoU, %", "at step"], rows)
+
+
+def speed() -> str:
+    """Ratios of images per second, by the clock on the wall and by processor time."""
+    found = json.loads((HERE / "training-speed.json").read_text())
+    rows = [
+        [line["of"], line["to"], f"{line['ratio']:.2f}", f"{line['ratio_by_processor_time']:.2f}"]
+        for line in found["ratios"]
+    ]
+    return table(["of", "to", "ratio of medians", "by processor time"], rows)
+
+
 def pairs() -> str:
     """Every described folder of generated pairs."""
     rows = []
@@ -76,7 +103,13 @@ def pairs() -> str:
 def main() -> None:
     page = HERE / "README.md"
     text = page.read_text(encoding="utf-8")
-    makers: dict[str, Callable[[], str]] = {"segmenters": segmenters, "curves": curves, "pairs": pairs}
+    makers: dict[str, Callable[[], str]] = {
+        "segmenters": segmenters,
+        "trials": trials,
+        "curves": curves,
+        "speed": speed,
+        "pairs": pairs,
+    }
     for name, make in makers.items():
         begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
         if begin not in text:
