@@ -32,9 +32,7 @@ def pairs(count: int = 8, unlabelled: int = 2) -> Batch:
 def make(name: str, **settings: Any) -> tuple[Method, PartOptimizers]:
     torch.manual_seed(0)
     method = build(name, classes=2, image_size=SIZE, **{"width": 8, **settings}).train()
-    values = {"lr_of": {}, **method.defaults}
-    values["lr_of"] = {key: lr for key, lr in values["lr_of"].items() if key in method.parts()}
-    return method, PartOptimizers(method.parts(), TrainSettings(**values))
+    return method, PartOptimizers(method.parts(), TrainSettings(**method.defaults))
 
 
 @pytest.mark.parametrize("loss", ["bce", "hinge", "relativistic"])

@@ -97,9 +97,8 @@ class GAN(Method):
         self.warm_start, self.anchor = warm_start, anchor
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
         self.generator = PairDecoder(latent, in_channels, classes, image_size, width, norm="group")
-        if warm_start:
-            self.encoder = PairEncoder(in_channels, classes, latent, image_size, width)
-            self.aggregate = AggregatePosterior(latent)
+        self.encoder = PairEncoder(in_channels, classes, latent, image_size, width)
+        self.aggregate = AggregatePosterior(latent)
         self.discriminator = nn.ModuleDict({"pair": ConvDiscriminator(in_channels + classes, width)})
         if image_discriminator == "projected":
             self.discriminator["image"] = ProjectedDiscriminator(in_channels)
@@ -112,10 +111,8 @@ class GAN(Method):
 
     def parts(self) -> dict[str, nn.Module]:
         """The generator and the discriminators, optimised in alternation, and what the warm start trains."""
-        parts: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
-        if self.warm_start:
-            parts["autoencoder"] = nn.ModuleList([self.encoder, self.generator])
-        return parts
+        autoencoder = nn.ModuleList([self.encoder, self.generator])
+        return {"generator": self.generator, "discriminator": self.discriminator, "autoencoder": autoencoder}
 
     def step(self, batch: Batch, optimizers: Optimizers) -> dict[str, Tensor]:
         """One step of the discriminators, then one of the generator; or one of the warm start."""
