@@ -255,7 +255,7 @@ def methods() -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(help="Optimisation steps of each segmenter.", min=1)] = 200,
+    steps: Annotated[int, typer.Option(help="Optimisation steps of each segmenter.", min=1)] = 150,
 ) -> None:
     """The whole way from a folder to an answer, on data that comes with no download."""
     from segmint.demo import run_demo

@@ -20,8 +20,8 @@ from segmint.types import SegmintError
 BUDGET = 8
 GENERATORS = {
     "gmm": [],
-    "vae": ["--steps", "300"],
-    "gan": ["--steps", "400", "--set", "warm_start=120"],
+    "vae": ["--steps", "200"],
+    "gan": ["--steps", "250", "--set", "warm_start=100"],
 }
 COUNT = 64
 DESCRIPTION = (
