@@ -32,7 +32,7 @@ class VAE(Method):
         beta: weight of the KL term (Higgins 2017).
         warmup: steps over which the KL term's weight rises from 0 to `beta` (Bowman 2016).
         free_bits: nats that each dimension may hold at no cost (Kingma 2016).
-        mask_weight: weight of the mask's cross-entropy.
+        mask_weight: weight of the mask's cross-entropy; 1 is the bound, more draws small classes sooner.
         prior: where `generate` samples: "standard", N(0, I), or "aggregate", the Gaussian with the mean and
             covariance of all encoded training pairs, which leaves out regions that the decoder never saw (Ghosh 2020).
     """
@@ -63,7 +63,7 @@ class VAE(Method):
         beta: float = 1.0,
         warmup: int = 500,
         free_bits: float = 0.0,
-        mask_weight: float = 1.0,
+        mask_weight: float = 4.0,
         prior: str = "aggregate",
     ) -> None:
         super().__init__()
