@@ -93,8 +93,6 @@ def train(
         chosen, training = _settings(set_ or [], config)
         if steps is not None:
             training["steps"] = steps
-        if isinstance(training.get("augment"), dict):
-            training["augment"] = {"preset": _usual_augmentation(method), **training["augment"]}
         folder = out if out is not None else runs.next_folder(method)
         with TrainingBar(console, str(folder)) as bar:
             made = runs.train(
@@ -110,14 +108,6 @@ def train(
                 **chosen,
             )
     _tell(made.folder)
-
-
-def _usual_augmentation(method: str) -> str:
-    """The preset that a method trains with where the user changes only some of its fields."""
-    from segmint.config import TrainSettings
-    from segmint.methods.method import find
-
-    return str(find(method).defaults.get("augment", TrainSettings().augment))
 
 
 def _tell(folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from segmint.config import RunSettings, parse, read_run, write_atomic, write_run
+from segmint.config import RunSettings, TrainSettings, parse, read_run, write_atomic, write_run
 from segmint.data.augment import resolve
 from segmint.data.cache import Pixels
 from segmint.data.classes import Classes, read_classes, write_classes
@@ -109,7 +109,7 @@ def train(
         "budget": budget,
         "seed": seed,
         "size": size,
-        "training": {**cls.defaults, **(settings or {})},
+        "training": _training(cls, settings or {}),
     }
     asked: RunSettings = parse(RunSettings, values, "settings")
     data = data if isinstance(data, Data) else open_folder(data)
@@ -145,6 +145,15 @@ def resume(folder: str | Path, watcher: Watcher | None = None, **modules: nn.Mod
     data = _with_pairs(open_folder(settings.data), settings.synthetic)
     pixels, images = _prepare(data, settings)
     return _fit(folder, settings, pixels, images, _build(settings, modules), modules, watcher)
+
+
+def _training(cls: type[Method], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's defaults under what was given; fields of an augmentation change those of the usual preset."""
+    values = {**cls.defaults, **given}
+    if isinstance(given.get("augment"), Mapping):
+        usual = cls.defaults.get("augment", TrainSettings().augment)
+        values["augment"] = {**({"preset": usual} if isinstance(usual, str) else usual), **given["augment"]}
+    return values
 
 
 def _synthetic_roots(data: Data) -> list[str]:
