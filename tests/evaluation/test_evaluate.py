@@ -88,7 +88,7 @@ class Silent(Method):
     def __init__(self, *, classes=3, in_channels=3, image_size=(32, 24)):
         super().__init__()
 
-    def generate(self, seeds, mask=None, previous=None):
+    def generate(self, seeds, mask=None, previous=None, image=None):
         raise AssertionError
 
 

@@ -113,9 +113,10 @@ def test_it_generates_item_by_item(trained: Method):
         with pytest.raises(SegmintError, match="does not generate"):
             trained.generate(Seeds([0]))
         return
+    masks = Toy().batch([0, 2, 4, 6]).mask if trained.needs_mask else None
     with torch.inference_mode():
-        four = trained.generate(Seeds.range(4))
-        alone = trained.generate(Seeds([2]))
+        four = trained.generate(Seeds.range(4), mask=masks)
+        alone = trained.generate(Seeds([2]), mask=None if masks is None else masks[2:3])
     assert four.image.shape == (4, 3, *SIZE)
     assert four.mask.shape == (4, *SIZE)
     assert four.image.dtype == torch.float32
@@ -126,6 +127,25 @@ def test_it_generates_item_by_item(trained: Method):
     assert torch.allclose(four.image[2], alone.image[0], atol=1e-4)
     assert float((four.mask[2] == alone.mask[0]).float().mean()) > 0.999
     assert not torch.equal(four.image[0], four.image[1])
+
+
+def test_it_starts_from_what_it_says_and_refuses_the_rest(trained: Method):
+    if "generate" not in trained.capabilities():
+        return
+    batch = Toy().batch([0, 2])
+    given = {"mask": batch.mask, "previous": batch.image, "image": batch.image}
+    for key, value in given.items():
+        wanted = {key: value} | ({"mask": batch.mask} if trained.needs_mask else {})
+        if key not in trained.conditions:
+            with pytest.raises(SegmintError, match=trained.name):
+                trained.generate(Seeds.range(2), **wanted)
+            continue
+        with torch.inference_mode():
+            made = trained.generate(Seeds.range(2), **wanted)
+        assert made.image.shape == batch.image.shape
+        assert bool(torch.isfinite(made.image).all())
+        if key == "mask":
+            assert torch.equal(made.mask, batch.mask)
 
 
 def test_a_batch_without_any_label_does_no_harm(trained: Method):

@@ -156,12 +156,15 @@ class GAN(Method):
         with torch.no_grad():
             return sample_gaussian(*self.encoder(batch))
 
-    def generate(self, seeds: Seeds, mask: Tensor | None = None, previous: Tensor | None = None) -> Batch:
+    def generate(
+        self,
+        seeds: Seeds,
+        mask: Tensor | None = None,
+        previous: Tensor | None = None,
+        image: Tensor | None = None,
+    ) -> Batch:
         """One pair per seed; its masks are its own."""
-        if mask is not None or previous is not None:
-            raise SegmintError(
-                "gan: makes its own masks and single images; use spade or flow to paint a mask or a sequence"
-            )
+        self.refuse(mask=mask, previous=previous, image=image)
         noise = seeds.randn(self.latent, device=self.generator.first.weight.device)
         image, logits = self.generator(self._from_prior(noise))
         return Batch(image, logits.argmax(1))

@@ -75,6 +75,7 @@ class GMM(Method):
         "precision": "float32",
         "patience": 0,
     }
+    conditions = frozenset({"mask"})
     uses_unlabelled = True
     whole_epochs = True
 
@@ -312,14 +313,19 @@ class GMM(Method):
         return torch.stack(logits).permute(0, 3, 1, 2).clamp_min(FLOOR).float()
 
     @torch.no_grad()
-    def generate(self, seeds: Seeds, mask: Tensor | None = None, previous: Tensor | None = None) -> Batch:
+    def generate(
+        self,
+        seeds: Seeds,
+        mask: Tensor | None = None,
+        previous: Tensor | None = None,
+        image: Tensor | None = None,
+    ) -> Batch:
         """Draw masks, or take those given (any size; pixels marked `IGNORE` are drawn), and colour them.
 
         Raises:
-            SegmintError: a previous frame is given.
+            SegmintError: a previous frame or a photograph is given.
         """
-        if previous is not None:
-            raise SegmintError("gmm cannot follow a previous frame; choose a method that makes sequences")
+        self.refuse(previous=previous, image=image)
         device, channels = self.means.device, self.means.shape[1] - 2
         size = self.image_size if mask is None else (int(mask.shape[1]), int(mask.shape[2]))
         regions = _fields(seeds, self.classes, size, float(self.length), device)

@@ -22,6 +22,13 @@ from segmint.types import Batch, SegmintError, reason
 M = TypeVar("M", bound="Method")
 
 
+_REFUSALS = {
+    "mask": "makes its own masks and cannot paint given ones",
+    "previous": "makes single images and cannot follow a frame",
+    "image": "makes new images and cannot paint over a photograph",
+}
+
+
 class Optimizers(Protocol):
     """What a method's `step` is given: one optimiser per part."""
 
@@ -62,6 +69,8 @@ class Method(nn.Module):
         defaults: values of the training settings that differ from those of `segmint.config.TrainSettings`.
         uses_unlabelled: whether unlabelled images teach it anything.
         whole_epochs: each epoch visits every image exactly once (for EM) instead of sampling endlessly.
+        conditions: what `generate` can be given beside seeds, of "mask", "previous" and "image".
+        needs_mask: whether `generate` cannot do without a mask.
         monitor: the validation figure that early stopping watches, and whether "max" or "min" is best; None: the
             last weights are kept.
     """
@@ -69,6 +78,8 @@ class Method(nn.Module):
     defaults: ClassVar[Mapping[str, Any]] = {}
     uses_unlabelled: ClassVar[bool] = False
     whole_epochs: ClassVar[bool] = False
+    conditions: ClassVar[frozenset[str]] = frozenset()
+    needs_mask: ClassVar[bool] = False
     monitor: ClassVar[tuple[str, str] | None] = ("miou", "max")
 
     config: dict[str, Any]
@@ -131,18 +142,34 @@ class Method(nn.Module):
         """
         raise SegmintError(f"{self.name} does not segment")
 
-    def generate(self, seeds: Seeds, mask: Tensor | None = None, previous: Tensor | None = None) -> Batch:
+    def generate(
+        self,
+        seeds: Seeds,
+        mask: Tensor | None = None,
+        previous: Tensor | None = None,
+        image: Tensor | None = None,
+    ) -> Batch:
         """Make one image-and-mask pair per seed, of the size it was trained on.
 
         Args:
             seeds: one per pair.
             mask: int64 [B, H, W], to be painted; None to make masks as well.
             previous: float32 [B, C, H, W], the frame before; None where there is none.
+            image: float32 [B, C, H, W], the photograph that `mask` belongs to, to be painted over; None for a new one.
 
         Raises:
-            SegmintError: this method cannot paint given masks, or cannot follow a frame.
+            SegmintError: this method cannot start from one of them; see `conditions`.
         """
         raise SegmintError(f"{self.name} does not generate")
+
+    @classmethod
+    def refuse(cls, **given: Tensor | None) -> None:
+        """Raise a SegmintError if `generate` was given what is not among the `conditions`."""
+        for key, value in given.items():
+            if value is not None and key not in cls.conditions:
+                name = cls.__module__.rpartition(".")[2]
+                able = [other for other in names() if key in find(other).conditions]
+                raise SegmintError(f"{name}: {_REFUSALS[key]}; {' and '.join(able) or 'no method'} can")
 
     @property
     def name(self) -> str:

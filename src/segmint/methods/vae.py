@@ -111,12 +111,15 @@ class VAE(Method):
         terms = self.loss(batch)
         return {**terms, "elbo": -(terms["image_nll"] + terms["mask_nll"] + terms["kl"])}
 
-    def generate(self, seeds: Seeds, mask: Tensor | None = None, previous: Tensor | None = None) -> Batch:
+    def generate(
+        self,
+        seeds: Seeds,
+        mask: Tensor | None = None,
+        previous: Tensor | None = None,
+        image: Tensor | None = None,
+    ) -> Batch:
         """One pair per seed; its masks are its own."""
-        if mask is not None or previous is not None:
-            raise SegmintError(
-                "vae: makes its own masks and single images; use spade or flow to paint a mask or a sequence"
-            )
+        self.refuse(mask=mask, previous=previous, image=image)
         z = seeds.randn(self.latent, device=self.aggregate.mean.device)
         image, logits = self.decoder(self.aggregate(z) if self.prior == "aggregate" else z)
         return Batch(image, logits.argmax(1))
