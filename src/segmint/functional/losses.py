@@ -255,3 +255,9 @@ def choose(shares: Sequence[float]) -> tuple[str, str]:
         return "cross_entropy", f"cross_entropy, as no class is rare: {fact}."
     spec = f"{_BALANCED}+lovasz"
     return spec, f"{spec}, which weights rare classes and aims at the mean IoU over classes: {fact}."
+
+
+def class_shares(mask: Tensor, classes: int) -> Tensor:
+    """The share of each class among the known pixels of each mask: int64 [B, H, W] -> float32 [B, K]; 0 where none."""
+    counts = one_hot(mask, classes).flatten(2).sum(2).float()
+    return counts / counts.sum(1, keepdim=True).clamp_min(1)
