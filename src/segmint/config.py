@@ -69,7 +69,11 @@ class RunSettings(BaseModel):
         method: name of the method; `method_settings`: its constructor's arguments, resolved.
         given: those of them that the user gave.
         data: the data folder; `synthetic`: folders of generated pairs to train on as well.
-        budget: how many training images keep their masks (None: all); `seed`: chooses them and everything random.
+        budget: how many training images keep their masks (None: all; 0: only generated pairs have masks); `seed`:
+            chooses them and everything random.
+        masks_from: a run folder whose segmenter predicts masks for the images without; None: they stay without.
+        masks_confidence: its predictions count where they give a class this probability or more, 0..1.
+        init: a run folder whose weights training starts from, wherever a tensor has the same name and shape.
         size: height and width of the training images in pixels; None: that of the data.
         depth: significant bits of the images' values (8; more for 16-bit files).
         training: see `TrainSettings`.
@@ -83,7 +87,10 @@ class RunSettings(BaseModel):
     given: dict[str, Any] = {}
     data: str
     synthetic: list[str] = []
-    budget: int | None = Field(None, ge=1)
+    budget: int | None = Field(None, ge=0)
+    masks_from: str | None = None
+    masks_confidence: float = Field(0.7, ge=0, le=1)
+    init: str | None = None
     seed: int = Field(0, ge=0)
     size: tuple[int, int] | None = None
     depth: int = Field(8, ge=1, le=16)

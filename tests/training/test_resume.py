@@ -23,6 +23,8 @@ CASES = {
     "gan": ({"steps": 9}, {"image_discriminator": "convolutional", "width": 8, "warm_start": 3}),
     "vae": ({"steps": 9}, {"width": 8, "latent": 8}),
     "gmm": ({"epochs": 5}, {}),
+    "cutpaste": ({"epochs": 5}, {"bank": 18}),
+    "spade": ({"steps": 9}, {"discriminator": "plain", "width": 4, "warm_start": 3}),
 }
 
 

@@ -25,6 +25,7 @@ from segmint.data.folder import Data, open_folder
 from segmint.methods.method import Facts, Method, build, find, load
 from segmint.seeds import mix
 from segmint.training.optimizers import PartOptimizers
+from segmint.training.pseudo import PredictedMasks, predict_masks
 from segmint.training.train import Images, Outcome, Watcher, fit
 from segmint.types import SegmintError
 
@@ -36,10 +37,12 @@ class Run:
     Attributes:
         folder: where it is.
         modules: networks of the user's own that its method was built with.
+        changes: settings of the method to use instead of those that it was trained with, e.g. {"steps": 50}.
     """
 
     folder: Path
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def settings(self) -> RunSettings:
@@ -54,7 +57,14 @@ class Run:
     @cached_property
     def method(self) -> Method:
         """The trained method, in evaluation mode."""
-        return load(self.folder, **self.modules)
+        return load(self.folder, self.changes, **self.modules)
+
+    @cached_property
+    def precision(self) -> str:
+        """The one it was trained in, in which it may as well be used; "float32" where that is not known."""
+        path = self.folder / "summary.json"
+        told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return str(told.get("precision", "float32"))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -76,6 +86,9 @@ def train(
     method: str = "supervised",
     synthetic: Sequence[str | Path] = (),
     budget: int | None = None,
+    masks_from: Run | str | Path | None = None,
+    masks_confidence: float = 0.7,
+    init: Run | str | Path | None = None,
     seed: int = 0,
     size: tuple[int, int] | None = None,
     out: str | Path | None = None,
@@ -89,7 +102,12 @@ def train(
         data: a data folder, open or by its path. Generated items in it (`data + pairs`) are trained on as well.
         method: one of `segmint.methods.method.names()`.
         synthetic: folders of generated pairs to train on as well.
-        budget: how many training images keep their masks; None: all.
+        budget: how many training images keep their masks; None: all, 0: none, so that all is learnt from generated
+            pairs, or from images alone, and real masks only validate.
+        masks_from: a run whose segmenter predicts masks for the images without; whatever the method, it learns from
+            these images too.
+        masks_confidence: its predictions count where they give a class this probability or more.
+        init: a run whose weights this one starts from, wherever a tensor has the same name and shape.
         seed: chooses them, and everything random.
         size: height and width to train at, in pixels; None: that of the images.
         out: the run folder; None: the next of `runs/1-supervised`, `runs/2-...`.
@@ -107,6 +125,9 @@ def train(
         "data": str(data.root.resolve() if isinstance(data, Data) else Path(data).resolve()),
         "synthetic": [str(Path(folder).resolve()) for folder in synthetic],
         "budget": budget,
+        "masks_from": _folder_of(masks_from),
+        "masks_confidence": masks_confidence,
+        "init": _folder_of(init),
         "seed": seed,
         "size": size,
         "training": _training(cls, settings or {}),
@@ -147,6 +168,11 @@ def resume(folder: str | Path, watcher: Watcher | None = None, **modules: nn.Mod
     return _fit(folder, settings, pixels, images, _build(settings, modules), modules, watcher)
 
 
+def _folder_of(run: Run | str | Path | None) -> str | None:
+    folder = run.folder if isinstance(run, Run) else run
+    return None if folder is None else str(Path(folder).resolve())
+
+
 def _training(cls: type[Method], given: Mapping[str, Any]) -> dict[str, Any]:
     """The method's defaults under what was given; fields of an augmentation change those of the usual preset."""
     values = {**cls.defaults, **given}
@@ -172,18 +198,37 @@ def _with_pairs(data: Data, folders: Sequence[str]) -> Data:
 
 def _prepare(data: Data, settings: RunSettings) -> tuple[Pixels, Images]:
     pixels = Pixels.open(data, settings.size, progress=True)
-    chosen = data.labelled(settings.budget, settings.seed)
-    labelled = [index for index in chosen if not data.items[index].synthetic]
+    chosen = data.labelled(settings.budget or None, settings.seed)
+    labelled = [index for index in chosen if not data.items[index].synthetic and settings.budget != 0]
     synthetic = [index for index in chosen if data.items[index].synthetic]
-    unlabelled = [index for index in data.split("train") if index not in set(chosen)]
+    seen = {*labelled, *synthetic}
+    unlabelled = [index for index in data.split("train") if index not in seen]
+    alone = settings.budget == 0 and find(settings.method).uses_unlabelled
+    if not seen and not (alone and unlabelled):
+        raise SegmintError(_no_masks(data, settings))
     validation: list[int] = []
     if "val" in data.split_names:
         validation = [index for index in data.split("val") if pixels.rows[index]]
-    cls = find(settings.method)
-    if not labelled and not synthetic:
-        raise SegmintError(f"{data.root}: no training image has a mask; put masks/NAME.png beside images/NAME")
-    used = unlabelled if cls.uses_unlabelled else []
-    return pixels, Images(pixels, labelled, used, synthetic, validation)
+    if settings.masks_from is None:
+        used = unlabelled if find(settings.method).uses_unlabelled else []
+        return pixels, Images(pixels, labelled, used, synthetic, validation)
+    predicted = predict_masks(
+        pixels,
+        unlabelled,
+        Path(settings.masks_from),
+        confidence=settings.masks_confidence,
+        device=settings.training.device,
+    )
+    return pixels, Images(predicted, labelled, unlabelled, synthetic, validation)
+
+
+def _no_masks(data: Data, settings: RunSettings) -> str:
+    if settings.budget == 0:
+        return (
+            f"budget: 0 leaves {settings.method} no mask to learn from; name a folder of generated pairs with "
+            "synthetic as well, or choose a method that learns from unlabelled images"
+        )
+    return f"{data.root}: no training image has a mask; put masks/NAME.png beside images/NAME"
 
 
 def _settle(
@@ -193,8 +238,10 @@ def _settle(
     data = pixels.data
     shares = pixels.shares([*images.labelled, *images.synthetic])
     notes = [*data.notes, *pixels.notes]
+    if isinstance(images.source, PredictedMasks):
+        notes += [*images.source.notes, *_other_labels(asked)]
     missing = [data.classes.names[k] for k, share in enumerate(shares) if share == 0]
-    if missing:
+    if missing and any(shares):
         notes.append(f"no labelled training pixel is {', '.join(missing)}; the method cannot learn it")
     facts = Facts(
         classes=len(data.classes),
@@ -219,6 +266,21 @@ def _settle(
     )
 
 
+def _other_labels(asked: RunSettings) -> list[str]:
+    """A sentence if the masks come from a segmenter that has seen other labels than this run may see."""
+    teacher = read_run(Path(asked.masks_from or ""))
+    if asked.budget == 0 or (teacher.data, teacher.budget, teacher.seed) == (asked.data, asked.budget, asked.seed):
+        return []
+    return [
+        f"masks_from: its segmenter learnt from {_told(teacher)}, this run from {_told(asked)}; a comparison at equal "
+        "labels needs them to agree"
+    ]
+
+
+def _told(settings: RunSettings) -> str:
+    return f"{settings.data} with budget {settings.budget or 'all'} and seed {settings.seed}"
+
+
 def _build(settings: RunSettings, own: Mapping[str, nn.Module]) -> Method:
     """The method with its first weights; refuses settings that would fail later, before anything is written."""
     resolve(settings.training.augment)
@@ -226,7 +288,27 @@ def _build(settings: RunSettings, own: Mapping[str, nn.Module]) -> Method:
     arguments = {**settings.method_settings, "image_size": tuple(settings.method_settings["image_size"])}
     method = build(settings.method, **arguments, **own)
     PartOptimizers(method.parts(), settings.training)
+    if settings.init is not None:
+        start_from(method, Path(settings.init))
     return method
+
+
+def start_from(method: Method, folder: Path) -> int:
+    """Take over a run's weights, wherever a tensor has the same name and shape.
+
+    Returns:
+        How many tensors were taken.
+
+    Raises:
+        SegmintError: none fits, or there is no run.
+    """
+    taken = load(folder).state_dict()
+    own = method.state_dict()
+    fitting = {key: value for key, value in taken.items() if key in own and own[key].shape == value.shape}
+    if not fitting:
+        raise SegmintError(f"init: {folder} and {method.name} have no tensor of the same name and shape in common")
+    method.load_state_dict({**own, **fitting})
+    return len(fitting)
 
 
 def _fit(
@@ -242,8 +324,9 @@ def _fit(
     known = folder / "data.sha256"
     if known.exists() and known.read_text(encoding="utf-8") != fingerprint:
         raise SegmintError(
-            f"{folder}: the images, masks or splits of {settings.data} have changed since this run began; "
-            "restore them, or train anew with another --out"
+            f"{folder}: the images, masks or splits of {settings.data}"
+            f"{', or the segmenter in ' + settings.masks_from + ',' if settings.masks_from else ''} "
+            "have changed since this run began; restore them, or train anew with another --out"
         )
     write_atomic(known, fingerprint)
     outcome = fit(method, images, settings.training, folder, seed=settings.seed, watcher=watcher)
@@ -257,7 +340,8 @@ def _fingerprint(pixels: Pixels, images: Images) -> str:
     told = repr([[names[index] for index in part] for part in parts])
     files = [path for item in pixels.data.items for path in (item.image, *item.masks)]
     stamps = repr([path.stat().st_size for path in files])
-    return hashlib.sha256((told + stamps).encode()).hexdigest()
+    predicted = images.source.digest if isinstance(images.source, PredictedMasks) else ""
+    return hashlib.sha256((told + stamps + predicted).encode()).hexdigest()
 
 
 def _summary(outcome: Outcome, method: Method, images: Images) -> str:

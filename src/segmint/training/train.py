@@ -144,6 +144,7 @@ class _Training:
             self.steps = settings.epochs * self.sampler.steps_per_epoch
         self.every = settings.validate_every or max(50, math.ceil(self.steps / 20))
         self.augmentation = resolve(settings.augment)
+        self.follows = "previous" in method.conditions
         self.outcome = Outcome()
         self.stale = 0
         self.sums: dict[str, Tensor] = {}
@@ -186,7 +187,7 @@ class _Training:
         choice: Choice = self.sampler.at(step)
         generator = torch.Generator().manual_seed(mix(self.seed, "batch", step))
         raters = torch.randint(2**31, (len(choice.indices),), generator=generator).tolist()
-        batch = self.images.source.batch(choice.indices, raters=raters, labelled=choice.labelled)
+        batch = self.images.source.batch(choice.indices, raters=raters, labelled=choice.labelled, previous=self.follows)
         return augment(batch.to(self.device), self.augmentation, generator)
 
     def _step(self) -> None:
@@ -276,7 +277,8 @@ class _Training:
         torch.manual_seed(mix(self.seed, "validate"))
         for start in range(0, len(items), size):
             chosen = list(items[start : start + size])
-            batch = layout(self.images.source.batch(chosen).to(self.device), self.outcome.precision)
+            batch = self.images.source.batch(chosen, previous=self.follows).to(self.device)
+            batch = layout(batch, self.outcome.precision)
             with autocast(self.outcome.precision, self.device):
                 for key, value in self.method.validate(batch).items():
                     sums[key] += float(value) * len(batch)
