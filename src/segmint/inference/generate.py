@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,23 @@ import torch
 from torch import multiprocessing
 
 from segmint.config import write_atomic
-from segmint.data.classes import write_classes
+from segmint.data.classes import Classes, write_classes
 from segmint.data.folder import Data, open_folder
-from segmint.data.io import write_image, write_mask
-from segmint.methods.method import Method
+from segmint.data.io import Bytes, write_image, write_mask
+from segmint.inference.masks import FolderMasks, MaskMix, MaskSource, MixedMasks, Originals, weights
+from segmint.methods.method import Method, device_of
 from segmint.seeds import Seeds
+from segmint.training.precision import autocast
 from segmint.training.run import Run
 from segmint.types import Batch, SegmintError
 
 BLOCK = 8
 """Items are always computed in aligned blocks of this many, so that rounding is the same however they are asked for."""
+
+MOST = 1_000_000
+"""Pair i of seed s has the seed s * MOST + i, so there are no more pairs of a seed than this."""
+
+USUAL = MaskMix(real=1, varied=1)
 
 
 def generate(
@@ -30,12 +39,17 @@ def generate(
     out: str | Path | None = None,
     seed: int = 0,
     workers: int = 1,
+    masks: str | Path | None = None,
+    mix: MaskMix | str | None = None,
+    segmenter: Run | str | Path | None = None,
+    mask_generator: Run | str | Path | None = None,
+    repaint: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Data:
     """Make image-and-mask pairs and write them as a data folder with a `manifest.jsonl`.
 
-    Item i depends on `seed`, i and the trained method alone. Called again on the same folder it goes on after the
-    items that are there.
+    Item i depends on `seed`, i, the trained method and the masks alone. Called again on the same folder it goes on
+    after the items that are there, to the folder that it would have been, bit for bit.
 
     Args:
         run: a run whose method generates.
@@ -43,120 +57,263 @@ def generate(
         out: the folder to write; None: `generated` in the run folder.
         seed: of the whole set; pair i has the seed `seed * 1_000_000 + i`.
         workers: processes, with one thread each, so that rounding is the same for any number of them.
+        masks: a data folder whose masks are painted, one after the other and again from the first.
+        mix: kinds of masks to paint, such as "real=1,varied=1" (the default where the method cannot do without);
+            see `segmint.inference.masks.MaskMix`. None: the method makes its own.
+        segmenter: the run that predicts the masks of unlabelled images, for "predicted".
+        mask_generator: the run that draws masks, for "drawn".
+        repaint: paint over the image that the mask belongs to, with methods that can.
         progress: told how many pairs of how many are done.
 
     Raises:
-        SegmintError: the method does not generate, `count` is not positive, or the folder holds something else.
+        SegmintError: the method does not generate or cannot paint, `count` is not positive, the folder holds
+            something else or was begun with other settings, or the masks to paint are not to be had.
     """
     run = run if isinstance(run, Run) else Run(Path(run))
-    if count < 1:
-        raise SegmintError(f"--count: must be at least 1, not {count}")
-    if "generate" not in run.method.capabilities():
-        raise SegmintError(f"{run.folder}: {run.method.name} does not generate; `segmint methods` lists those that do")
+    if not 1 <= count <= MOST:
+        raise SegmintError(f"--count: must be at least 1 and at most {MOST:,}, not {count}")
     folder = Path(out) if out is not None else run.folder / "generated"
-    digits = max(5, len(str(count - 1)))
-    done = _claim(folder, run, seed)
+    how = Recipe(
+        folder=folder,
+        seed=seed,
+        masks=_folder(masks),
+        mix=MaskMix.parse(mix) if isinstance(mix, str) else mix,
+        segmenter=_folder(segmenter),
+        mask_generator=_folder(mask_generator),
+        repaint=repaint,
+    ).settled(run.folder, run.method)
+    maker = Maker(run, how)
+    done = {int(name) for name in claim(folder, maker.facts())}
     write_classes(folder / "classes.yaml", run.classes)
-    wanted = [block for block in range(-(-count // BLOCK)) if not _whole(block, count, done)]
-    made = count - sum(len(_members(block, count)) for block in wanted)
+    jobs = [(block, [n for n in _members(block, count) if n not in done]) for block in range(-(-count // BLOCK))]
+    jobs = [job for job in jobs if job[1]]
+    made = count - sum(len(numbers) for _, numbers in jobs)
     with (folder / "manifest.jsonl").open("a", encoding="utf-8") as manifest:
-        for batch, block in _blocks(run, wanted, seed, workers):
-            for place, number in enumerate(_members(block, count)):
-                if number in done:
-                    continue
-                name = f"{number:0{digits}d}"
-                image, mask = to_bytes(batch, place)
-                write_image(folder / "images" / f"{name}.png", image)
-                write_mask(folder / "masks" / f"{name}.png", mask, run.classes)
-                entry = {"name": name, "seed": seed * 1_000_000 + number, "run": str(run.folder.resolve())}
-                manifest.write(json.dumps({**entry, "method": run.method.name, "kept": True}) + "\n")
+        for entries in _entries(maker, jobs, workers):
+            manifest.write("".join(json.dumps(entry) + "\n" for entry in entries))
             manifest.flush()
-            made += len(_members(block, count))
+            made += len(entries)
             if progress is not None:
                 progress(made, count)
     return open_folder(folder)
 
 
-def to_bytes(batch: Batch, place: int) -> tuple[Any, Any]:
+@dataclass(frozen=True)
+class Recipe:
+    """How the pairs of a folder are made; the arguments of `generate`, as paths."""
+
+    folder: Path
+    seed: int = 0
+    masks: Path | None = None
+    mix: MaskMix | None = None
+    segmenter: Path | None = None
+    mask_generator: Path | None = None
+    repaint: bool = False
+
+    def settled(self, run: Path, method: Method) -> Recipe:
+        """With the default mixture, where one is needed; refuses what contradicts itself or the method."""
+        if "generate" not in method.capabilities():
+            raise SegmintError(f"{run}: {method.name} does not generate; `segmint methods` lists those that do")
+        if self.masks is not None and (self.mix is not None or self.segmenter or self.mask_generator):
+            raise SegmintError("--masks: takes the place of --mix and its runs; leave one or the other out")
+        given = self.masks is not None or self.mix is not None
+        settled = self
+        if not given and (method.needs_mask or self.repaint):
+            settled = replace(self, mix=USUAL)
+        elif not given and (self.segmenter or self.mask_generator):
+            raise SegmintError("--segmenter, --mask-generator: say how often, e.g. --mix real=1,predicted=1,drawn=1")
+        asked = torch.empty(0)
+        method.refuse(mask=asked if given or self.repaint else None, image=asked if self.repaint else None)
+        return settled
+
+
+class Maker:
+    """Makes and writes the pairs of a folder, block by block.
+
+    Args:
+        run: whose method makes them.
+        how: from what.
+    """
+
+    def __init__(self, run: Run, how: Recipe) -> None:
+        self.run, self.how = run, how
+        self.source: MaskSource | None = None
+        if how.masks is not None:
+            self.source = FolderMasks(run, how.masks)
+        elif how.mix is not None:
+            self.source = MixedMasks(run, how.mix, segmenter=how.segmenter, mask_generator=how.mask_generator)
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that determines the pairs."""
+        facts: dict[str, Any] = {"run": str(self.run.folder.resolve()), "weights": weights(self.run.folder)}
+        facts |= {"method": self.run.method.name, "seed": self.how.seed}
+        facts |= {"changes": dict(self.run.changes)} if self.run.changes else {}
+        if self.source is not None:
+            facts |= {**self.source.facts(), "repaint": self.how.repaint}
+        return facts
+
+    def write(self, block: int, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Make a whole block, write some of its pairs, and return their entries for the manifest."""
+        first = block * BLOCK
+        seeds = range(self.how.seed * MOST + first, self.how.seed * MOST + first + BLOCK)
+        originals = None if self.source is None else self.source.take(range(first, first + BLOCK), seeds)
+        batch = make_block(self.run, seeds, originals, repaint=self.how.repaint)
+        entries = []
+        for number in numbers:
+            name, place = f"{number:05d}", number - first
+            write_pair(self.how.folder, name, *to_bytes(batch, place), self.run.classes)
+            entry = {"name": name, "seed": seeds[place], "run": str(self.run.folder.resolve())}
+            entry |= {"method": self.run.method.name, "kept": True}
+            entries.append(entry if originals is None else {**entry, "mask": originals.names[place]})
+        return entries
+
+
+def make_block(run: Run, seeds: Sequence[int], originals: Originals | None = None, *, repaint: bool = False) -> Batch:
+    """One pair per seed, on the CPU.
+
+    Args:
+        run: one whose method generates; it does so in the precision that it was trained in.
+        seeds: one per pair.
+        originals: the masks to paint, with their images; None for masks of the method's own.
+        repaint: paint over these images.
+
+    Raises:
+        SegmintError: values are not finite.
+    """
+    given = {}
+    if originals is not None:
+        real = originals.batch(device_of(run.method))
+        given = {"mask": real.mask, **({"image": real.image} if repaint else {})}
+    method = run.method
+    with torch.inference_mode(), autocast(run.precision, device_of(method)):
+        batch = method.generate(Seeds(seeds), **given)
+    if not bool(torch.isfinite(batch.image).all()):
+        raise SegmintError(f"{method.name}: generated values that are not finite; train it again with a smaller lr")
+    return batch.to("cpu")
+
+
+def to_bytes(batch: Batch, place: int) -> tuple[Bytes, Bytes]:
     """One item of a batch as uint8 image [H, W, C] and uint8 mask indices [H, W]."""
     image = ((batch.image[place].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return image.permute(1, 2, 0).cpu().numpy(), batch.mask[place].to(torch.uint8).cpu().numpy()
 
 
-def make_block(method: Method, block: int, seed: int) -> Batch:
-    """The pairs BLOCK * block, ..., BLOCK * block + BLOCK - 1, on the CPU."""
-    with torch.inference_mode():
-        batch = method.generate(Seeds.range(BLOCK, seed * 1_000_000 + block * BLOCK))
-    if not bool(torch.isfinite(batch.image).all()):
-        raise SegmintError(f"{method.name}: generated values that are not finite; train it again with a smaller lr")
-    return batch.to("cpu")
+def write_pair(folder: Path, name: str, image: Bytes, mask: Bytes, classes: Classes) -> None:
+    """Write images/{name}.png and masks/{name}.png of a data folder, each to a temporary name first.
+
+    Args:
+        folder: the data folder.
+        name: "00001" or "group/00001".
+        image: uint8 [H, W, C]; `mask`: uint8 [H, W] of class indices, `IGNORE` where unknown.
+        classes: gives the mask file its ids and colours.
+    """
+    write_image(folder / "images" / f"{name}.png", image)
+    write_mask(folder / "masks" / f"{name}.png", mask, classes)
+
+
+def claim(folder: Path, facts: Mapping[str, Any]) -> set[str]:
+    """Begin a generated folder, or go on with one that was begun with the same facts (`generate.json`).
+
+    What a killed process left half-written is removed, and manifest entries from the first broken one on.
+
+    Args:
+        folder: need not exist yet.
+        facts: everything that determines its content, as JSON values.
+
+    Returns:
+        The names of the pairs that are there, whole.
+
+    Raises:
+        SegmintError: the folder holds something else, or was begun with other facts.
+    """
+    path, known = folder / "manifest.jsonl", folder / "generate.json"
+    if not known.exists():
+        if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
+            raise SegmintError(f"{folder}: is not empty and has no generate.json; choose another --out")
+        write_atomic(known, json.dumps(dict(facts), indent=2) + "\n")
+        path.touch()
+        return set()
+    try:
+        before: dict[str, Any] = dict(json.loads(known.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise SegmintError(f"{known}: damaged ({error}); choose another --out") from error
+    for key in [*before, *facts]:
+        if before.get(key) != facts.get(key):
+            raise SegmintError(
+                f"{folder}: was begun with {key} {_spelt(before.get(key))}, now it is {_spelt(facts.get(key))}; "
+                "give the same settings to go on, or choose another --out"
+            )
+    for part in ("images", "masks"):
+        for left in (folder / part).rglob(".*.tmp"):
+            left.unlink(missing_ok=True)
+    kept: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            name = str(json.loads(line)["name"])
+        except (ValueError, KeyError, TypeError):
+            break
+        if not all(is_made(folder, part, name) for part in ("images", "masks")):
+            break
+        kept[name] = line
+    write_atomic(path, "".join(line + "\n" for line in kept.values()))
+    return set(kept)
+
+
+def is_made(folder: Path, part: str, name: str) -> bool:
+    """Whether a pair's file of "images" or "masks" is there, be it kept or among what an assay dropped."""
+    return any((place / part / f"{name}.png").is_file() for place in (folder, folder / "dropped"))
+
+
+def _spelt(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _folder(run: Run | str | Path | None) -> Path | None:
+    if run is None:
+        return None
+    return run.folder if isinstance(run, Run) else Path(run)
 
 
 def _members(block: int, count: int) -> range:
     return range(block * BLOCK, min(count, (block + 1) * BLOCK))
 
 
-def _whole(block: int, count: int, done: set[int]) -> bool:
-    return all(number in done for number in _members(block, count))
+Jobs = Sequence[tuple[int, list[int]]]
 
 
-def _claim(folder: Path, run: Run, seed: int) -> set[int]:
-    """The numbers that an earlier call wrote whole; entries after the first broken one are dropped.
-
-    Raises:
-        SegmintError: the folder holds files that were not generated by this run with this seed.
-    """
-    path = folder / "manifest.jsonl"
-    if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise SegmintError(f"{folder}: is not empty and has no manifest.jsonl; choose another --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        return set()
-    kept: list[str] = []
-    numbers: set[int] = set()
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-            name, number = entry["name"], int(entry["seed"]) - seed * 1_000_000
-        except (ValueError, KeyError, TypeError):
-            break
-        if entry.get("run") != str(run.folder.resolve()) or number != int(name):
-            raise SegmintError(f"{folder}: holds pairs of {entry.get('run')} or of another seed; choose another --out")
-        if not all((folder / part / f"{name}.png").is_file() for part in ("images", "masks")):
-            break
-        kept.append(line)
-        numbers.add(number)
-    write_atomic(path, "".join(line + "\n" for line in kept))
-    return numbers
-
-
-def _blocks(run: Run, wanted: Sequence[int], seed: int, workers: int) -> Iterator[tuple[Batch, int]]:
-    """The wanted blocks in order, from this process or from several."""
-    if workers > 1 and len(wanted) > 1:
+def _entries(maker: Maker, jobs: Jobs, workers: int) -> Iterator[list[dict[str, Any]]]:
+    """The manifest entries of the jobs in order, made by this process or by several."""
+    if workers > 1 and len(jobs) > 1:
         context = multiprocessing.get_context("spawn")
-        arguments = ((block, seed) for block in wanted)
-        with context.Pool(min(workers, len(wanted)), _start_worker, (str(run.folder),)) as pool:
-            yield from zip(pool.imap(_work, arguments), wanted, strict=True)
+        start = (Run(maker.run.folder, maker.run.modules, maker.run.changes), maker.how)
+        with context.Pool(min(workers, len(jobs)), _start_worker, start) as pool:
+            waiting: deque[Any] = deque()
+            for job in jobs:
+                waiting.append(pool.apply_async(_work, job))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().get()
+            while waiting:
+                yield waiting.popleft().get()
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for block in wanted:
-            yield make_block(run.method, block, seed), block
+        for job in jobs:
+            yield maker.write(*job)
     finally:
         torch.set_num_threads(threads)
 
 
-_worker_run: Run | None = None
+_worker: Maker | None = None
 
 
-def _start_worker(folder: str) -> None:
-    global _worker_run
+def _start_worker(run: Run, how: Recipe) -> None:
+    global _worker
     torch.set_num_threads(1)
-    _worker_run = Run(Path(folder))
+    _worker = Maker(run, how)
 
 
-def _work(job: tuple[int, int]) -> Batch:
-    if _worker_run is None:
+def _work(block: int, numbers: list[int]) -> list[dict[str, Any]]:
+    if _worker is None:
         raise RuntimeError("a worker was given work before it was started")
-    return make_block(_worker_run.method, *job)
+    return _worker.write(block, numbers)

@@ -246,11 +246,12 @@ def save(method: Method, folder: Path) -> None:
         ) from error
 
 
-def load(folder: str | Path, **modules: nn.Module) -> Method:
+def load(folder: str | Path, changes: Mapping[str, Any] | None = None, **modules: nn.Module) -> Method:
     """Read a method from a run folder, in evaluation mode on the CPU.
 
     Args:
         folder: a folder that `save` or `segmint train` wrote.
+        changes: settings to use instead of the stored ones; the weights must still fit.
         modules: networks of the user's own that the method was built with, e.g. `network=MyNet()`.
 
     Raises:
@@ -270,7 +271,7 @@ def load(folder: str | Path, **modules: nn.Module) -> Method:
             raise SegmintError(f"{folder}: was trained with your own module as {key!r}; pass load(..., {key}=module)")
     if isinstance(config.get("image_size"), list):
         config["image_size"] = tuple(config["image_size"])
-    method = build(name, **{**config, **modules})
+    method = build(name, **{**config, **(changes or {}), **modules})
     weights = folder / "model.safetensors"
     try:
         method.load_state_dict(safetensors.torch.load_file(weights))
