@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from segmint.data.check import check
     from segmint.data.folder import Data
     from segmint.data.folder import open_folder as open
+    from segmint.evaluation.assay import assay
     from segmint.evaluation.compare import compare
     from segmint.evaluation.evaluate import evaluate
+    from segmint.evaluation.measure import measure
     from segmint.evaluation.report import write_report as report
     from segmint.inference.generate import generate
     from segmint.inference.predict import predict
@@ -29,12 +31,14 @@ __all__ = [
     "Run",
     "Seeds",
     "SegmintError",
+    "assay",
     "build",
     "check",
     "compare",
     "evaluate",
     "generate",
     "load",
+    "measure",
     "open",
     "predict",
     "report",
@@ -47,8 +51,10 @@ _HOMES = {
     "check": "data.check:check",
     "Data": "data.folder:Data",
     "open": "data.folder:open_folder",
+    "assay": "evaluation.assay:assay",
     "compare": "evaluation.compare:compare",
     "evaluate": "evaluation.evaluate:evaluate",
+    "measure": "evaluation.measure:measure",
     "report": "evaluation.report:write_report",
     "generate": "inference.generate:generate",
     "predict": "inference.predict:predict",

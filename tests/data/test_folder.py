@@ -15,6 +15,7 @@ from PIL import Image
 from segmint.data.classes import Classes, fill_colors, read_classes, write_classes
 from segmint.data.folder import open_folder
 from segmint.data.listing import natural
+from segmint.data.splits import halve
 from segmint.types import SegmintError
 
 Maker = Callable[..., Path]
@@ -351,3 +352,14 @@ def test_filled_colours_are_far_apart() -> None:
     assert colors[1].tolist() == [1, 1, 1]
     assert distances[:20, :20].min() > 55
     assert distances.min() > 25
+
+
+def test_halves_keep_groups_together_and_cut_a_single_group_in_the_middle():
+    groups = [f"drive{index // 4}" for index in range(20)]
+    first, second = halve(range(20), groups)
+    assert sorted(first + second) == list(range(20))
+    assert {groups[item] for item in first}.isdisjoint(groups[item] for item in second)
+    assert abs(len(first) - len(second)) == 4
+    assert halve(range(20), groups) == (first, second)
+    assert halve(range(7), ["one"] * 7) == ([0, 1, 2, 3], [4, 5, 6])
+    assert halve([], []) == ([], [])

@@ -33,7 +33,7 @@ class ByColor(Method):
 def make_run(tmp_path, shapes, monkeypatch):
     """make_run(name, blind=False, seed=0, ...) -> a run folder that `evaluate` accepts."""
     methods = {}
-    monkeypatch.setattr("segmint.training.run.load", lambda run, **modules: methods[run.name])
+    monkeypatch.setattr("segmint.training.run.load", lambda run, changes, **modules: methods[run.name])
 
     def make(name: str, *, learner: Method | None = None, blind: bool = False, **settings) -> Path:
         folder = tmp_path / name

@@ -1,22 +1,12 @@
 import json
-import math
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.spatial.distance import cdist, pdist
 
 from segmint.evaluation import pairs as module
-from segmint.evaluation.pairs import (
-    closeness,
-    describe_pairs,
-    distances,
-    diversity,
-    mean_distance,
-    nearest,
-    nearest_other,
-)
+from segmint.evaluation.pairs import closeness, describe_pairs, embedder
 from segmint.types import SegmintError
 
 
@@ -26,31 +16,6 @@ def points(count: int, seed: int = 0, width: int = 6) -> torch.Tensor:
 
 def embed(image: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(image, 4).flatten(1)
-
-
-def test_distances_agree_with_scipy_and_are_zero_between_equals():
-    a, b = points(7), points(5, 1)
-    np.testing.assert_allclose(distances(a, b), cdist(a, b), rtol=1e-6)
-    assert (distances(a, a).diagonal() == 0).all()
-    assert mean_distance(a) == pytest.approx(pdist(a.double()).mean())
-    assert math.isnan(mean_distance(a[:1]))
-
-
-def test_diversity_is_0_for_one_image_1_for_real_ones_and_scales():
-    real = points(20)
-    assert diversity(real[:1].expand(8, -1), real) == 0
-    assert diversity(real, real) == pytest.approx(1)
-    assert diversity(real * 0.5 + 3, real) == pytest.approx(0.5, rel=1e-6)
-    assert math.isnan(diversity(real, real[:1].expand(4, -1)))
-
-
-def test_nearest_by_hand():
-    line = torch.tensor([[0.0], [1.0], [5.0]])
-    found, place = nearest(torch.tensor([[0.9], [9.0]]), line)
-    assert found.tolist() == pytest.approx([0.1, 4])
-    assert place.tolist() == [1, 2]
-    assert nearest_other(line).tolist() == [1, 1, 4]
-    assert nearest_other(line[:1]).tolist() == [math.inf]
 
 
 def test_copies_are_suspected_and_further_real_images_are_not():
@@ -103,3 +68,11 @@ def test_other_classes_and_too_few_images_are_refused(pairs, data):
     (pairs / "classes.yaml").write_text("classes: [{id: 0, name: a}, {id: 1, name: b}, {id: 2, name: c}]")
     with pytest.raises(SegmintError, match="its classes are not those of"):
         describe_pairs(pairs, data, size=(32, 24), indices=[0, 1], embed=embed)
+
+
+def test_the_usual_features_are_pooled_ones_of_efficientnet_lite0():
+    image = torch.rand(2, 1, 32, 24) * 2 - 1
+    with torch.inference_mode():
+        found = embedder(1)(image)
+    assert found.shape == (2, 1280)
+    assert (found[0] != found[1]).any()

@@ -17,6 +17,7 @@ from segmint.data.listing import Item, Listing, scan
 from segmint.data.splits import (
     choose_labelled,
     complete,
+    halve,
     make_splits,
     overlaps,
     read_splits,
@@ -58,7 +59,7 @@ class Data:
         return len(self.items)
 
     def split(self, name: str) -> list[int]:
-        """The indices of the items in "train", "val" or "test".
+        """The indices of the items in "train", "val" or "test", or in a half of one, e.g. "val-half0".
 
         "train" has labelled and unlabelled items, and the generated ones. Where the folder has no splits,
         they are made here by group, from seed 0, and written.
@@ -67,6 +68,9 @@ class Data:
             SegmintError: there is no such split, or too few groups to make splits of.
         """
         splits = self._all_splits()
+        whole, _, half = name.partition("-half")
+        if whole in splits and half in ("0", "1"):
+            return halve(splits[whole], [item.group for item in self.items])[int(half)]
         if name not in splits:
             raise SegmintError(
                 f"{self.root}: there is no split {name!r}; only {', '.join(splits)}; add splits/{name}.txt"

@@ -112,6 +112,27 @@ def write_splits(folder: Path, splits: Mapping[str, Sequence[int]], names: Seque
             temporary.write_text("".join(f"{names[item]}\n" for item in splits[split]), encoding="utf-8")
 
 
+def halve(members: Sequence[int], groups: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Two halves of a split, the same on every machine and with no group in both.
+
+    Groups are taken in an order drawn from their names, each to the half that has fewer images; a single group is
+    cut in the middle, so that few frames have their neighbours in the other half.
+
+    Args:
+        members: the split's items; `groups`: of all items.
+    """
+    inside: dict[str, list[int]] = {}
+    for item in members:
+        inside.setdefault(groups[item], []).append(item)
+    if len(inside) == 1:
+        ordered = sorted(members)
+        return ordered[: -(-len(ordered) // 2)], ordered[-(-len(ordered) // 2) :]
+    halves: tuple[list[int], list[int]] = ([], [])
+    for group in sorted(inside, key=lambda group: mix("half", group)):
+        halves[len(halves[1]) < len(halves[0])].extend(inside[group])
+    return sorted(halves[0]), sorted(halves[1])
+
+
 def choose_labelled(
     budget: int, seed: int, labelled: Sequence[int], lists: Mapping[str, Sequence[int]], names: Sequence[str]
 ) -> list[int]:

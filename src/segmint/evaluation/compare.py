@@ -34,10 +34,15 @@ class Run:
 
     @property
     def strategy(self) -> str:
-        """What makes two runs the same strategy: all settings but the seed and what follows from it."""
-        derived = {"seed", "notes", "synthetic", "data", "method_settings"}
+        """What makes two runs the same strategy: all settings but the seed and what follows from it.
+
+        Generated pairs are alike if their makers and their folders' names are; the folders may lie anywhere.
+        """
+        derived = {"seed", "notes", "synthetic", "data", "method_settings", "masks_from", "init"}
         settings = self.settings.model_dump(mode="json", exclude=derived)
-        return json.dumps([settings, self.generator], sort_keys=True)
+        pairs = [Path(path).name for path in self.settings.synthetic]
+        helped = [self.settings.masks_from is not None, self.settings.init is not None]
+        return json.dumps([settings, self.generator, pairs, helped], sort_keys=True)
 
 
 def compare(

@@ -73,7 +73,7 @@ def evaluate(
     Args:
         run: a run of `segmint train`, or its folder.
         data: the data folder, open or by its path.
-        split: "train", "val" or "test".
+        split: "train", "val" or "test", or a half of one, e.g. "val-half1".
         draws: draws of masks averaged per image.
         batch_size: images at a time.
         size: height and width to evaluate at; None: that of the run.
@@ -92,7 +92,7 @@ def evaluate(
     started = time.perf_counter()
     method = trained.method
     data = data if isinstance(data, Data) else open_folder(data)
-    _check(run, method, data)
+    check_fits(run, method, data)
     chosen = data.split(split)
     indices = [index for index in chosen if data.items[index].masks]
     if not indices:
@@ -168,7 +168,8 @@ def as_interval(bounds: Tensor) -> dict[str, float]:
     return {"value": value, "low": low, "high": high}
 
 
-def _check(run: Path, method: Method, data: Data) -> None:
+def check_fits(run: Path, method: Method, data: Data) -> None:
+    """Raise a SegmintError if the method does not segment, or not the classes and channels of the data."""
     if "segment" not in method.capabilities():
         raise SegmintError(
             f"{run}: {method.name} does not segment, it only generates; evaluate a segmenter, "

@@ -16,6 +16,8 @@ from segmint.data.cache import Pixels
 from segmint.data.folder import Data, open_folder, rejected
 from segmint.evaluation import pictures as paint
 from segmint.evaluation.files import read_lines, write_json
+from segmint.functional.distances import diversity, nearest, nearest_other
+from segmint.nets.encoders import EfficientNetLite0
 from segmint.types import SegmintError
 
 Embed = Callable[[Tensor], Tensor]
@@ -25,36 +27,15 @@ MOST = 1000
 """No more than so many images of a kind are compared: distances are needed between all pairs."""
 
 
-def distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances between features, [N, F] and [M, F] -> float64 [N, M]; exactly 0 between equals."""
-    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
+def embedder(channels: int) -> Embed:
+    """Pooled features of EfficientNet-Lite0, trained on ImageNet; computed on the GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = EfficientNetLite0(channels, head=True).eval().to(device)
 
+    def embed(image: Tensor) -> Tensor:
+        return network.embed(image.to(device))
 
-def mean_distance(features: Tensor) -> float:
-    """Mean distance between two different images of a set, [N, F]; nan for fewer than two."""
-    count = len(features)
-    return float(distances(features, features).sum() / (count * (count - 1))) if count > 1 else float("nan")
-
-
-def diversity(generated: Tensor, real: Tensor) -> float:
-    """Mean pairwise feature distance among generated images over that among real ones.
-
-    1: as diverse as the real images; 0: one image again and again; nan if the real ones do not differ.
-    """
-    among_real = mean_distance(real)
-    return mean_distance(generated) / among_real if among_real > 0 else float("nan")
-
-
-def nearest(features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of [N, F] the nearest of [M, F]: (distance float64 [N], its position int64 [N])."""
-    found = distances(features, others).min(1)
-    return found.values, found.indices
-
-
-def nearest_other(features: Tensor) -> Tensor:
-    """For each of [N, F] the distance to the nearest of the others, float64 [N]; inf where there is none."""
-    table = distances(features, features)
-    return table.fill_diagonal_(torch.inf).min(1).values
+    return embed
 
 
 def closeness(generated: Tensor, real: Tensor) -> dict[str, float]:
@@ -106,22 +87,18 @@ def describe_pairs(
     """
     started = time.perf_counter()
     data = real if isinstance(real, Data) else open_folder(real)
-    made = open_folder(generated)
-    if not made.classes.same_as(data.classes):
-        raise SegmintError(f"{generated}: its classes are not those of {data.root}; compare it with its own data")
-    dropped = rejected(generated)
-    kept = [index for index, item in enumerate(made.items) if item.name not in dropped]
+    made, kept = open_pairs(generated, data)
     if len(kept) < 2 or len(indices) < 2:
         raise SegmintError(
             f"{generated}: comparing needs two images on either side at least, "
             f"there are {len(kept)} generated and {len(indices)} real ones; generate more"
         )
     fakes, truths = Pixels.open(made, size), Pixels.open(data, size)
-    some, others = _evenly(kept, MOST), _evenly(indices, MOST)
+    some, others = evenly(kept, MOST), evenly(indices, MOST)
     features, known = features_of(fakes, some, embed), features_of(truths, others, embed)
     shares = (truths.shares(indices), fakes.shares(kept))
     facts = {
-        "method": _maker(generated),
+        "method": maker(generated),
         "images": len(kept),
         "left_out": len(made.items) - len(kept),
         "compared": [len(some), len(others)],
@@ -131,7 +108,7 @@ def describe_pairs(
             name: {"real": shares[0][k], "generated": shares[1][k]} for k, name in enumerate(data.classes.names)
         },
     }
-    shown = _evenly(range(len(some)), count)
+    shown = evenly(range(len(some)), count)
     neighbours = nearest(features[shown], known)[1].tolist()
     sides = [(some[place], others[near]) for place, near in zip(shown, neighbours, strict=True)]
     paint.save(_picture(fakes, truths, sides), generated / "pictures" / "pairs.png")
@@ -141,6 +118,19 @@ def describe_pairs(
     return facts
 
 
+def open_pairs(generated: Path, real: Data) -> tuple[Data, list[int]]:
+    """A generated folder, and which of its items are kept.
+
+    Raises:
+        SegmintError: its classes are not those of the real data.
+    """
+    made = open_folder(generated)
+    if not made.classes.same_as(real.classes):
+        raise SegmintError(f"{generated}: its classes are not those of {real.root}; compare it with its own data")
+    dropped = rejected(generated)
+    return made, [index for index, item in enumerate(made.items) if item.name not in dropped]
+
+
 @torch.inference_mode()
 def features_of(pixels: Pixels, indices: Sequence[int], embed: Embed, batch_size: int = 32) -> Tensor:
     """Features of some images, float32 [N, F], on the CPU."""
@@ -148,12 +138,13 @@ def features_of(pixels: Pixels, indices: Sequence[int], embed: Embed, batch_size
     return torch.cat([embed(pixels.batch(some).image).float().cpu() for some in batches])
 
 
-def _evenly(values: Sequence[int], most: int) -> list[int]:
+def evenly(values: Sequence[int], most: int) -> list[int]:
+    """No more than `most` of the values, evenly spread."""
     count = min(most, len(values))
     return [values[place * len(values) // count] for place in range(count)]
 
 
-def _maker(generated: Path) -> str:
+def maker(generated: Path) -> str:
     """The method that made the pairs, as the manifest says; "" where there is none."""
     manifest = generated / "manifest.jsonl"
     entries = read_lines(manifest, "generate again") if manifest.is_file() else []

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from segmint import config
-from segmint.evaluation import charts
+from segmint.evaluation import charts, sequences
 from segmint.evaluation.files import read_json, read_lines
 from segmint.types import SegmintError
 
@@ -54,12 +54,14 @@ class RunPage:
 
 @dataclass
 class PairsPage:
-    """What the page shows of one folder of generated pairs."""
+    """What the page shows of one folder of generated pairs, or of generated sequences."""
 
     name: str
     facts: dict[str, Any]
     picture: str
     shares: str
+    sequences: dict[str, Any] = field(default_factory=dict)
+    strip: str = ""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -83,7 +85,7 @@ def write_report(folder: str | Path) -> Path:
         raise SegmintError(f"{folder}: no such folder; name a run folder, or a folder of runs")
     places = [folder] if _is_run(folder) else list(_below(folder))
     runs = [_read_run(place) for place in places if _is_run(place)]
-    pairs = [_read_pairs(place) for place in _below(folder) if _is_generated(place)]
+    pairs = [_read_pairs(place) for place in _below(folder) if _is_generated(place) and not _is_generated(place.parent)]
     if _is_generated(folder):
         pairs.insert(0, _read_pairs(folder))
     if not runs and not pairs:
@@ -107,6 +109,8 @@ def write_report(folder: str | Path) -> Path:
             commands=_commands(data, comparison),
             versions=_versions(runs),
             measures=MEASURES,
+            sequence_measures=sequences.MEASURES,
+            sides=sequences.SIDES,
         )
     )
     config.write_atomic(folder / "report.html", page)
@@ -118,7 +122,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _is_generated(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("pairs.json", "manifest.jsonl"))
+    return any((folder / name).is_file() for name in ("pairs.json", "sequences.json", "manifest.jsonl"))
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -215,7 +219,10 @@ def _read_pairs(folder: Path) -> PairsPage:
             "generated": np.array([100 * row["generated"] for row in table.values()]),
         }
         shares = _address(charts.bar_chart(list(table), series, "% of labelled pixels"))
-    return PairsPage(folder.name, facts, _picture(folder / "pictures" / "pairs.png"), shares)
+    told = _optional(folder / "sequences.json", "sequences", "frames", "paired", "notes", *sequences.SIDES)
+    pictures = folder / "pictures"
+    picture, strip = _picture(pictures / "pairs.png"), _picture(pictures / "strip.png")
+    return PairsPage(folder.name, facts, picture, shares, told, strip)
 
 
 def _charts(comparison: Mapping[str, Any]) -> dict[str, str]:
