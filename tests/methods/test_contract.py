@@ -17,8 +17,10 @@ from segmint.types import IGNORE, Batch, SegmintError
 
 SMALL: dict[str, dict[str, Any]] = {
     "supervised": {"encoder_name": "plain", "decoder_channels": [16, 16, 16, 16]},
+    "flow": {"widths": [16, 16], "alignment": 0.0},
     "gan": {"image_discriminator": "none", "width": 8, "warm_start": 2},
     "vae": {"width": 8, "latent": 8},
+    "spade": {"discriminator": "plain", "width": 4, "warm_start": 2},
 }
 SIZE = (32, 24)
 
@@ -135,7 +137,7 @@ def test_it_starts_from_what_it_says_and_refuses_the_rest(trained: Method):
     batch = Toy().batch([0, 2])
     given = {"mask": batch.mask, "previous": batch.image, "image": batch.image}
     for key, value in given.items():
-        wanted = {key: value} | ({"mask": batch.mask} if trained.needs_mask else {})
+        wanted = {key: value} | ({"mask": batch.mask} if trained.needs_mask or key == "image" else {})
         if key not in trained.conditions:
             with pytest.raises(SegmintError, match=trained.name):
                 trained.generate(Seeds.range(2), **wanted)

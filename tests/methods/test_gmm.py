@@ -292,7 +292,7 @@ def test_paints_given_masks_and_fills_unknown_pixels(fitted: GMM) -> None:
     assert not bool((pairs.mask == IGNORE).any())
     red = pairs.image[:, 0] - pairs.image[:, 2]
     assert float(red[mask == 2].mean()) > 0.5 > float(red[mask == 1].mean())
-    with pytest.raises(SegmintError, match="previous frame"):
+    with pytest.raises(SegmintError, match="cannot follow a frame"):
         fitted.generate(Seeds.range(4), previous=pairs.image)
 
 
