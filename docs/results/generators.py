@@ -1,0 +1,290 @@
+"""The experiments on generated pairs: which generator, and does it help a segmenter with few labels?
+
+    python docs/results/generators.py SHARED_DATA OUT [--only PATTERN] [--processes 2] [--list]
+
+SHARED_DATA holds the folders `clothes` and `camvid`. Every job is a command of the program; what is done is skipped,
+what was interrupted goes on. `docs/results/tables.py` and `collect.py` read what they leave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SEEDS = (0, 1, 2)
+SETS = {"clothes": ("144x96", 30), "camvid": ("96x128", 12)}
+STEPS = {"clothes": "1500", "camvid": "600"}
+"""Of every segmenter. Real labels alone were best at 900 to 1050 of 1500 steps (clothes), at 450 of 1500 (CamVid)."""
+
+PAIRS = 500
+MAKERS = ("cutpaste", "gmm", "vae", "gan", "spade", "flow")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command; it runs when the jobs it needs are done."""
+
+    name: str
+    command: list[str]
+    needs: list[str] = field(default_factory=list)
+
+    @property
+    def trains(self) -> bool:
+        return self.command[0] == "train"
+
+
+def options(**values: object) -> list[str]:
+    return [word for key, value in values.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
+
+
+def base() -> Job:
+    """The joint flow on the images of clothes alone, no mask: every other flow starts from it."""
+    command = ["train", "DATA/clothes", "--method", "flow", "--budget", "0", "--size", "144x96", "--steps", "2000"]
+    return Job(
+        "base",
+        [*command, *options(training__batch_size=8, training__precision="bfloat16", training__validate_every=500)],
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """Some labels of a data set: 30 of clothes with seed 0, say."""
+
+    data: str
+    size: str
+    budget: int | None
+    seed: int
+
+    @property
+    def tag(self) -> str:
+        return f"{self.data}-{self.budget or 'all'}-{self.seed}"
+
+    def train(self, name: str, *words: str, needs: Sequence[str] = ()) -> Job:
+        """Training on these labels."""
+        where = ["train", f"DATA/{self.data}", "--size", self.size, "--seed", str(self.seed)]
+        where += ["--budget", str(self.budget)] if self.budget else []
+        return Job(f"{self.tag}/{name}", [*where, *words], [f"{self.tag}/{need}" for need in needs])
+
+    def real(self) -> Job:
+        return self.train("real", "--steps", STEPS[self.data])
+
+    def maker(self, method: str) -> Job:
+        """A generator; the painters also learn from masks that the segmenter predicts for unlabelled images."""
+        steps = {
+            "vae": 800,
+            "gan": 800,
+            "spade": 800 if self.budget else 1500,
+            "flow": 1200 if self.data == "clothes" else 600,
+        }
+        words = ["--method", method, *(["--steps", str(steps[method])] if method in steps else [])]
+        painter = method in ("flow", "spade")
+        few = ["--masks-from", f"OUT/{self.tag}/real"] if painter and self.budget else []
+        if method == "flow":
+            words += ["--init", "OUT/base", *options(training__batch_size=8, training__validate_every=600)]
+        job = self.train(method, *words, *few, needs=["real"] if few else [])
+        return Job(job.name, job.command, [*job.needs, *(["base"] if method == "flow" else [])])
+
+    def pairs(self, method: str, name: str, *words: str) -> Job:
+        """Pairs that a generator makes; the painters paint real or predicted masks, half of them varied."""
+        asked, needs = list(words), [f"{self.tag}/{method}"]
+        if method in ("flow", "spade"):
+            asked += ["--mix", "predicted=1,varied=1" if self.budget else "real=1,varied=1"]
+            if self.budget:
+                asked += ["--segmenter", f"OUT/{self.tag}/real"]
+                needs.append(f"{self.tag}/real")
+        made = ["generate", f"OUT/{self.tag}/{method}", "--count", str(PAIRS), "--out", f"OUT/{self.tag}/{name}"]
+        return Job(f"{self.tag}/{name}", [*made, *asked], needs)
+
+    def over(self) -> Job:
+        """Pairs painted over photographs."""
+        return self.pairs("flow", "over-pairs", "--repaint")
+
+    def near(self) -> Job:
+        """Pairs painted over photographs from closer by."""
+        return self.pairs("flow", "near-pairs", "--repaint", *options(strength=0.35, guidance=1.0))
+
+    def both(self, pairs: str, share: float = 0.25) -> Job:
+        """The segmenter on real labels and pairs, at the same number of steps as on real labels alone."""
+        words = ["--steps", STEPS[self.data], "--synthetic", f"OUT/{self.tag}/{pairs}-pairs"]
+        words += options(training__synthetic_fraction=share)
+        return self.train(f"{'both' if share < 0.5 else 'half'}-{pairs}", *words, needs=[f"{pairs}-pairs"])
+
+    def others(self) -> Iterator[Job]:
+        """What else was tried.
+
+        Pairs further from the photographs, and half of each batch; pairs first and real labels then; only the real
+        labels' masks and photographs, varied; and, with no generator, the photographs with their predicted masks.
+        """
+        yield from (self.over(), self.both("over", 0.5), self.both("cutpaste", 0.5))
+        alone = options(training__synthetic_fraction=1)
+        first = ["--steps", "500", "--synthetic", f"OUT/{self.tag}/over-pairs", *alone]
+        yield self.train("first-over", *first, needs=["over-pairs"])
+        then = ["--steps", str(int(STEPS[self.data]) - 500), "--init", f"OUT/{self.tag}/first-over"]
+        yield self.train("then-real", *then, needs=["first-over"])
+        words = ["--steps", STEPS[self.data], "--masks-from", f"OUT/{self.tag}/real"]
+        yield self.train("self", *words, *options(training__labelled_fraction=0.75), needs=["real"])
+        made = ["generate", f"OUT/{self.tag}/flow", "--count", str(PAIRS), "--out", f"OUT/{self.tag}/own-pairs"]
+        made += ["--repaint", "--mix", "real=1,varied=3", *options(strength=0.35, guidance=1.0)]
+        yield Job(f"{self.tag}/own-pairs", made, [f"{self.tag}/flow"])
+        yield self.both("own")
+
+    def only(self, pairs: str) -> Job:
+        """The segmenter on pairs alone, or for comparison on the real labels, at fewer steps."""
+        where = ["train", f"DATA/{self.data}", "--size", self.size, "--steps", "400"]
+        if pairs == "real":
+            where += ["--budget", str(self.budget), "--seed", str(self.seed)] if self.budget else []
+            return Job(f"{self.tag}/only-real", where)
+        words = ["--budget", "0", "--synthetic", f"OUT/{self.tag}/{pairs}-pairs"]
+        return Job(f"{self.tag}/only-{pairs}", [*where, *words], [f"{self.tag}/{pairs}-pairs"])
+
+    def measured(self, pairs: str) -> Job:
+        """The measures of some pairs, mask agreement by the segmenter on 30 real labels."""
+        words = [
+            "measure",
+            f"OUT/{self.tag}/{pairs}-pairs",
+            f"DATA/{self.data}",
+            "--segmenter",
+            "OUT/clothes-30-0/real",
+        ]
+        return Job(f"{self.tag}/{pairs}-measured", words, [f"{self.tag}/{pairs}-pairs", "clothes-30-0/real"])
+
+    def evaluations(self) -> Iterator[Job]:
+        """The flow's own pairs after 8 and after 50 evaluations, from the same noise."""
+        for steps in (8, 50):
+            name = f"steps{steps}"
+            made = ["generate", f"OUT/{self.tag}/flow", "--count", "200", "--out", f"OUT/{self.tag}/{name}-pairs"]
+            yield Job(f"{self.tag}/{name}-pairs", [*made, *options(steps=steps)], [f"{self.tag}/flow"])
+            yield self.measured(name)
+
+    def parametrizations(self) -> Iterator[Job]:
+        """Short trainings from nothing that differ in what the flow's network predicts."""
+        for kind in ("clean", "velocity", "edm"):
+            words = ["--method", "flow", "--steps", "600", *options(parametrization=kind, training__batch_size=8)]
+            yield self.train(kind, *words, *options(training__validate_every=600))
+            made = ["generate", f"OUT/{self.tag}/{kind}", "--count", "200", "--out", f"OUT/{self.tag}/{kind}-pairs"]
+            yield Job(f"{self.tag}/{kind}-pairs", [*made, "--mix", "real=1"], [f"{self.tag}/{kind}"])
+            yield self.measured(kind)
+
+    def sequences(self) -> Job:
+        """The validation drive's masks painted frame by frame, and each frame anew."""
+        words = ["generate", f"OUT/{self.tag}/flow", "--frames", "24", "--count", "3", "--masks", f"DATA/{self.data}"]
+        words += ["--split", "val", "--independent", "--out", f"OUT/{self.tag}/frames"]
+        return Job(f"{self.tag}/frames", words, [f"{self.tag}/flow"])
+
+    def assayed(self, by: str) -> Iterator[Job]:
+        """A copy of those pairs, of which the assay keeps the better seven tenths."""
+        source, target = f"OUT/{self.tag}/near-pairs", f"OUT/{self.tag}/{by}-pairs"
+        yield Job(f"{self.tag}/{by}-copy", ["cp", "-r", source, target], [f"{self.tag}/near-pairs"])
+        words = ["assay", target, "--segmenter", f"OUT/{self.tag}/real", "--keep", "0.7", "--by", by, "--copies"]
+        yield Job(f"{self.tag}/{by}-pairs", words, [f"{self.tag}/{by}-copy"])
+
+
+def jobs() -> Iterator[Job]:
+    """All of them, in the order in which they are taken up."""
+    yield base()
+    clothes, camvid = ([Case(data, *SETS[data], seed) for seed in SEEDS] for data in SETS)
+    whole = Case("clothes", "144x96", None, 0)
+    for case in clothes:
+        yield from few_labels(case)
+    for case in (whole, clothes[0]):
+        for method in MAKERS:
+            yield from (case.maker(method), case.pairs(method, f"{method}-pairs"), case.only(method))
+            yield case.measured(method)
+        yield from (case.near(), case.only("near"), case.only("real"), case.measured("near"))
+    yield from whole.evaluations()
+    for case in camvid:
+        yield from few_labels(case)
+    yield camvid[0].sequences()
+    yield from whole.parametrizations()
+    yield from clothes[0].others()
+    for case in clothes:
+        for by in ("agreement", "usefulness"):
+            yield from case.assayed(by)
+            yield case.both(by)
+
+
+def few_labels(case: Case) -> Iterator[Job]:
+    """Real labels alone, with the flow's pairs, with the rival's."""
+    yield from (case.real(), case.maker("flow"), case.near(), case.both("near"))
+    yield from (case.maker("cutpaste"), case.pairs("cutpaste", "cutpaste-pairs"), case.both("cutpaste"))
+
+
+class Runner:
+    """Takes up the jobs whose needs are met, several at a time with one thread each."""
+
+    def __init__(self, wanted: list[Job], data: Path, out: Path, processes: int) -> None:
+        self.wanted, self.data, self.out, self.processes = wanted, data, out, processes
+        self.running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
+        self.failed: set[str] = set()
+
+    def mark(self, name: str) -> Path:
+        return self.out / "done" / f"{name.replace('/', '.')}.json"
+
+    def argv(self, job: Job) -> list[str]:
+        if job.trains and (self.out / job.name / "config.yaml").exists():
+            return [sys.executable, "-m", "segmint", "train", "--resume", str(self.out / job.name)]
+        words = [w.replace("DATA/", f"{self.data}/").replace("OUT/", f"{self.out}/") for w in job.command]
+        if job.command[0] == "cp":
+            return words
+        program = [sys.executable, "-m", "segmint", *words]
+        return [*program, "--out", str(self.out / job.name)] if job.trains else program
+
+    def start(self, job: Job) -> None:
+        print(time.strftime("%H:%M:%S"), "start", job.name, flush=True)
+        log = (self.out / "logs" / f"{job.name.replace('/', '.')}.log").open("ab")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(self.argv(job), stdout=log, stderr=log, env=environment)
+        self.running[process] = (job, time.time())
+
+    def finish(self, process: subprocess.Popen[bytes]) -> None:
+        job, begun = self.running.pop(process)
+        print(time.strftime("%H:%M:%S"), "end", job.name, process.returncode, flush=True)
+        if process.returncode:
+            self.failed.add(job.name)
+            return
+        told = {"command": ["segmint", *job.command], "seconds": round(time.time() - begun, 1)}
+        self.mark(job.name).write_text(json.dumps(told, indent=1) + "\n")
+
+    def run(self) -> None:
+        for part in ("done", "logs"):
+            (self.out / part).mkdir(parents=True, exist_ok=True)
+        while True:
+            for process in [process for process in self.running if process.poll() is not None]:
+                self.finish(process)
+            busy = {job.name for job, _ in self.running.values()}
+            left = [j for j in self.wanted if not self.mark(j.name).exists() and j.name not in busy | self.failed]
+            ready = [job for job in left if all(self.mark(need).exists() for need in job.needs)]
+            for job in ready[: max(0, self.processes - len(self.running))]:
+                self.start(job)
+            if not self.running:
+                return
+            time.sleep(0.5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", default="*", help="names of the jobs to run, as a pattern")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--list", action="store_true")
+    asked = parser.parse_args()
+    every = {job.name: job for job in jobs()}
+    wanted = [job for job in every.values() if fnmatch.fnmatch(job.name, asked.only)]
+    if asked.list:
+        for job in wanted:
+            print(job.name, "<-", ", ".join(job.needs), ":", "segmint", " ".join(job.command))
+        return
+    Runner(wanted, asked.data.resolve(), asked.out.resolve(), asked.processes).run()
+
+
+if __name__ == "__main__":
+    main()
