@@ -25,13 +25,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from segmint.config import write_atomic
 from segmint.inference.generate import BLOCK, make_block
 from segmint.inference.masks import MaskMix, MixedMasks
 from segmint.methods.method import Method, build
@@ -120,8 +122,15 @@ class Pipeline:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.factor = steps / turn / batch
-        self.facts = {"steps": steps, "evaluations": steps, "batch": batch, **facts, **self._answer()}
+        self.every, self.factor = turn, steps / turn / batch
+        self.facts = {
+            "steps": steps,
+            "evaluations_made": 0,
+            "evaluations": steps,
+            "batch": batch,
+            **facts,
+            **self._answer(),
+        }
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -136,6 +145,7 @@ class Pipeline:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         answer = self._answer()
+        self.facts["evaluations_made"] += self.every
         return answer["wall"] * self.factor, answer["processor"] * self.factor
 
 
@@ -169,9 +179,8 @@ def pipeline_sides(python: Path, size: tuple[int, int], channels: int, threads: 
         turn = -(-steps // rounds) if batch == 1 else EXTRAPOLATED_FROM
         shape = ["--size", f"{size[0]}x{size[1]}", "--channels", str(channels)]
         arguments = [*shape, "--threads", str(threads), "--precision", precision]
-        facts = {"precision": precision, "extrapolated": turn * rounds < steps}
         name = f"ddpm, {steps} steps, batch {batch}, {precision}"
-        sides[name] = Pipeline(python, arguments, steps, batch, turn, facts)
+        sides[name] = Pipeline(python, arguments, steps, batch, turn, {"precision": precision})
     return sides
 
 
@@ -183,8 +192,8 @@ class Taken:
     processor: list[float] = field(default_factory=list)
 
 
-def race(sides: dict[str, Maker], rounds: int) -> dict[str, Taken]:
-    """Let all take turns."""
+def race(sides: dict[str, Maker], rounds: int) -> Iterator[dict[str, Taken]]:
+    """Let all take turns; yields after each round what they have taken so far."""
     taken = {name: Taken() for name in sides}
     names, order = list(sides), random.Random(0)
     for number in range(rounds):
@@ -192,9 +201,8 @@ def race(sides: dict[str, Maker], rounds: int) -> dict[str, Taken]:
             wall, processor = sides[name].turn()
             taken[name].wall.append(wall)
             taken[name].processor.append(processor)
-        print(f"\rround {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    return taken
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+        yield taken
 
 
 def summary(taken: Taken, reference: Taken | None) -> dict[str, float]:
@@ -211,6 +219,10 @@ def summary(taken: Taken, reference: Taken | None) -> dict[str, float]:
     return {key: float(f"{value:.4g}") for key, value in told.items()}
 
 
+def rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def table(sides: dict[str, dict[str, Any]]) -> str:
     """In Markdown, the fastest first."""
     lines = [
@@ -218,8 +230,10 @@ def table(sides: dict[str, dict[str, Any]]) -> str:
         "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     for name, side in sorted(sides.items(), key=lambda pair: float(pair[1]["processor_seconds_per_pair"])):
-        label = name.split(", batch")[0] + (" (extrapolated)" if side.get("extrapolated") else "")
-        ratio = f"{side['times_ddpm_1000']:,.3g}" if "times_ddpm_1000" in side else "-"
+        label = name.split(", batch")[0] + (
+            " (extrapolated)" if side.get("evaluations_made", inf) < (side["evaluations"] or 0) else ""
+        )
+        ratio = rounded(side["times_ddpm_1000"]) if "times_ddpm_1000" in side else "-"
         lines.append(
             f"| {label} | {side['evaluations'] or '-'} | {side['batch']} | {side['precision']} "
             f"| {side['pairs_per_second']:.3g} | {side['processor_seconds_per_pair']:.3g} | {ratio} |"
@@ -235,7 +249,8 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def all_sides(args: argparse.Namespace) -> dict[str, Maker]:
+    """Those of the runs and, if asked for, of the pipeline."""
     runs = [Run(folder) for folder in args.runs]
     shapes = {(run.size, int(run.method.config["in_channels"])) for run in runs}
     if len(shapes) > 1:
@@ -245,16 +260,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for name, side in our_sides(run, args.steps).items():
             if name in sides:
                 raise SegmintError(
-                    f"{run.folder}: a run of {name.split(',')[0]} was named before; name one of each method"
+                    f"{run.folder}: a run of {run.method.name} was named before; name one of each method"
                 )
             sides[name] = side
     size, channels = shapes.pop()
     if args.pipeline:
         sides |= pipeline_sides(args.pipeline, size, channels, args.threads, args.rounds)
-    taken = race(sides, args.rounds)
-    for side in sides.values():
-        if isinstance(side, Pipeline):
-            side.process.terminate()
+    return sides
+
+
+def result(args: argparse.Namespace, sides: dict[str, Maker], taken: dict[str, Taken]) -> dict[str, Any]:
+    """Everything measured so far, and on what."""
     reference = taken.get(REFERENCE)
     return {
         "command": shlex.join(["python", *sys.argv]),
@@ -265,8 +281,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
         },
-        "size": size,
-        "rounds": args.rounds,
+        "size": Run(args.runs[0]).size,
+        "rounds": len(next(iter(taken.values())).wall),
         "sides": {name: {**side.facts, **summary(taken[name], reference)} for name, side in sides.items()},
     }
 
@@ -278,7 +294,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 50], help="of methods that have them")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures, written after every round")
     args = parser.parse_args()
     if min(args.rounds, args.threads, *args.steps) < 1:
         parser.error("--rounds, --threads and --steps must be at least 1")
@@ -286,12 +302,14 @@ def main() -> None:
         parser.error(f"--pipeline {args.pipeline}: there is no such Python; README.md here has the recipe")
     torch.set_num_threads(args.threads)
     try:
-        result = measure(args)
+        sides = all_sides(args)
     except SegmintError as error:
         parser.error(str(error))
-    print(table(result["sides"]))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for taken in race(sides, args.rounds):
+        told = result(args, sides, taken)
+        if args.out:
+            write_atomic(args.out, json.dumps(told, indent=2) + "\n")
+    print(table(told["sides"]))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from segmint.evaluation.compare import compare
 from segmint.evaluation.evaluate import evaluate
 
 HERE = Path(__file__).parent / "generators"
-SHEETS = ("cutpaste", "gmm", "vae", "gan", "spade", "flow", "over", "near")
+SHEETS = ("gmm", "vae", "gan", "spade", "flow")
+"""Generators whose pictures hold no pixel of a real image; those of the others stay where they are."""
 
 
 def finished(out: Path) -> dict[str, dict[str, Any]]:
@@ -51,11 +52,20 @@ def comparisons(out: Path, jobs: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for split in ("val", "val-half1"):
             runs = [name for name in jobs if name.startswith(data) and "val" in jobs[name]]
             real = [name for name in runs if name.endswith("/real")]
-            others = [name for name in runs if name.partition("/")[2].startswith(("both", "then", "self"))]
+            others = [name for name in runs if name.partition("/")[2].startswith(("both", "half", "then", "self"))]
             if real and others:
                 weighed = compare(out / real[0], [out / name for name in [*real[1:], *others]], split)
                 found[f"{data} {split}"] = {key: weighed[key] for key in ("baseline", "others", "notes", "images")}
     return found
+
+
+def without_paths(value: Any) -> Any:
+    """The same, with the names of files and folders instead of where they lay."""
+    if isinstance(value, dict):
+        return {key: without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_paths(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def main(out: Path) -> None:
@@ -73,7 +83,7 @@ def main(out: Path) -> None:
             if f"{case}/{maker}-pairs" in jobs:
                 sheet(out / case / f"{maker}-pairs").save(HERE / f"{case}-{maker}.jpg", quality=85)
     results = {"jobs": jobs, "comparisons": comparisons(out, jobs)}
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (HERE / "results.json").write_text(json.dumps(without_paths(results), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -135,7 +135,15 @@ def test_unlabelled_images_teach_the_discriminator_alone(warm_start: int):
     mask[[0, 2]] = IGNORE
     _, terms = moved(make(warm_start=warm_start), Batch(batch.image, mask))
     assert all(bool(torch.isfinite(value)) for value in terms.values())
-    changed, terms = moved(make(), Batch(batch.image, torch.full_like(mask, IGNORE)))
+
+
+def test_a_batch_without_masks_is_passed_over_but_a_training_without_them_is_refused():
+    method, batch = make(), Discs().batch(range(2))
+    unlabelled = Batch(batch.image, torch.full_like(batch.mask, IGNORE))
+    with pytest.raises(SegmintError, match="raise budget, or name synthetic"):
+        moved(method, unlabelled)
+    moved(method, batch)
+    changed, terms = moved(method, unlabelled)
     assert not changed
     assert not terms
 

@@ -104,13 +104,22 @@ class Spade(Method):
         }
 
     def step(self, batch: Batch, optimizers: Optimizers) -> dict[str, Tensor]:
-        """Paint the labelled masks; one step of the discriminator, then one of the generator."""
-        warm = int(self.steps_done) < self.warm_start
+        """Paint the labelled masks; one step of the discriminator, then one of the generator.
+
+        Raises:
+            SegmintError: there is no mask in the first batch, and so hardly in any.
+        """
+        count, done = int(batch.labelled.sum()), int(self.steps_done)
+        if not count and not done:
+            raise SegmintError(
+                "spade: it learns to paint masks, and the first images have none; raise budget, or name synthetic "
+                "pairs or a segmenter to take masks from"
+            )
+        warm = done < self.warm_start
         self.steps_done += 1
-        batch = Batch.cat([batch[batch.labelled], batch[~batch.labelled]])
-        count = int(batch.labelled.sum())
         if not count:
             return {}
+        batch = Batch.cat([batch[batch.labelled], batch[~batch.labelled]])
         masked = batch[:count]
         found = 0 if not self.anchor else count if warm else (count + 1) // 2
         classes = one_hot(masked.mask, self.classes).float()
