@@ -177,6 +177,20 @@ def sequences() -> str:
 STEADINESS = ("flicker", "steady_flicker", "class_change", "warping_error")
 
 
+def generation_speed() -> str:
+    """Pairs per second, beside diffusers' DDPM pipeline."""
+    rows = []
+    for name in ("generation-speed", "generation-speed-others"):
+        for side, facts in json.loads((HERE / f"{name}.json").read_text())["sides"].items():
+            times = facts.get("times_ddpm_1000")
+            ratio = f"{times:.3g}" if times else ""
+            seconds = f"{facts['processor_seconds_per_pair']:.3g}"
+            calls = str(facts["evaluations"] or "")
+            rows.append([side, calls, facts["precision"], f"{facts['pairs_per_second']:.3g}", seconds, ratio])
+    head = ["what", "evaluations", "precision", "pairs/s", "processor seconds a pair", "times DDPM at 1000 steps"]
+    return table(head, rows)
+
+
 def commands() -> str:
     """The command of every job."""
     lines = [f"{name}: {' '.join(job['command'])}" for name, job in MADE["jobs"].items() if "command" in job]
@@ -196,6 +210,7 @@ def main() -> None:
         "only": only,
         "generators": generators,
         "sequences": sequences,
+        "generation speed": generation_speed,
         "commands": commands,
     }
     for name, make in makers.items():
