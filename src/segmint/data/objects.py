@@ -262,7 +262,8 @@ def _opacity(inside: Flags, feather: float) -> Floats:
     depth = np.where(
         inside, ndimage.distance_transform_edt(inside) - 0.5, 0.5 - ndimage.distance_transform_edt(~inside)
     )
-    return np.clip(0.5 + depth / feather, 0, 1).astype(np.float32)
+    opacity: Floats = np.clip(0.5 + depth / feather, 0, 1).astype(np.float32)
+    return opacity
 
 
 def _light(image: Bytes, box: Box, free: Flags) -> Floats:
