@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import segmint.data.cache as module
-from segmint.data.cache import Pixels, resize
+from segmint.data.cache import Pixels, from_pixels, resize, to_pixels
 from segmint.data.folder import open_folder
 from segmint.data.io import read_image, read_mask
 from segmint.types import IGNORE, SegmintError
@@ -222,3 +222,12 @@ def test_builds_at_once_agree(make_folder: Maker, cache: Path) -> None:
         sums = list(pool.map(_open, [root] * 4))
     assert len(set(sums)) == 1
     assert len(list(cache.iterdir())) == 1
+
+
+def test_pixels_and_values_turn_into_each_other():
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
+    values = from_pixels(pixels)
+    assert values.shape == (1, 1, 16, 16)
+    assert (float(values.min()), float(values.max())) == (-1, 1)
+    assert torch.equal(to_pixels(values), pixels)
+    assert to_pixels(torch.full((3, 2, 2), 7.0)).tolist() == [[[255] * 3] * 2] * 2

@@ -12,6 +12,7 @@ from segmint.cli import app
 from segmint.data.folder import open_folder
 from segmint.data.io import read_image
 from segmint.inference.generate import generate
+from segmint.inference.sequences import generate_sequences
 from segmint.training.run import Run, train
 from segmint.types import SegmintError
 
@@ -49,3 +50,10 @@ def test_changes_that_mean_nothing_or_need_other_weights_are_refused(flow: Run):
         _ = Run(flow.folder, changes={"colour": 1}).method
     with pytest.raises(SegmintError, match=r"model\.safetensors"):
         _ = Run(flow.folder, changes={"widths": [16, 24]}).method
+
+
+def test_sequences_remember_them_too(flow: Run, tmp_path: Path):
+    out = tmp_path / "film"
+    generate_sequences(Run(flow.folder, changes={"steps": 2}), count=1, frames=2, out=out)
+    with pytest.raises(SegmintError, match="was begun with changes"):
+        generate_sequences(flow, count=2, frames=2, out=out)

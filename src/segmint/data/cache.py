@@ -142,6 +142,16 @@ class Pixels:
         return {b: a for run in self.data.sequences() for a, b in pairwise(run)}
 
 
+def to_pixels(image: torch.Tensor) -> torch.Tensor:
+    """Values in [-1, 1], float [..., C, H, W] -> uint8 [..., H, W, C]."""
+    return ((image.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1)
+
+
+def from_pixels(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 [..., H, W, C] -> values in [-1, 1], float32 [..., C, H, W]."""
+    return pixels.movedim(-1, -3).contiguous().float() / 127.5 - 1
+
+
 def cache_folder() -> Path:
     """$SEGMINT_CACHE, or ~/.cache/segmint."""
     return Path(os.environ.get("SEGMINT_CACHE") or Path.home() / ".cache" / "segmint").expanduser()

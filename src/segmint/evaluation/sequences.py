@@ -15,7 +15,7 @@ from PIL.Image import Image, Resampling, fromarray, new
 from torch import Tensor
 
 from segmint.config import read_run
-from segmint.data.cache import Pixels
+from segmint.data.cache import Pixels, to_pixels
 from segmint.data.folder import Data, open_folder
 from segmint.evaluation import pictures as paint
 from segmint.evaluation.files import read_json, read_lines, write_json
@@ -295,7 +295,7 @@ def strip(footage: Footage, sequences: int = 2, frames: int = 7, side: int = 128
         length = min(frames, len(clips["generated"]))
         rows, captions = [], []
         for kind, clip in clips.items():
-            images = ((clip.image + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+            images = to_pixels(clip.image).numpy()
             rows.append(_row([paint.to_rgb(image) for image in images], length, side, smooth=True))
             captions.append(_CAPTIONS.get((kind, footage.paired), kind))
             if kind == "generated":

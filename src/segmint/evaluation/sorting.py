@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from segmint.config import write_atomic
+from segmint.data.cache import from_pixels
 from segmint.data.classes import read_classes
 from segmint.data.io import Bytes, read_image, read_mask, replacing, write_mask
 from segmint.evaluation.files import read_lines
@@ -87,7 +88,7 @@ class Pairs:
         for name, array in zip([*names, *names], [*images, *masks], strict=True):
             if array.shape[:2] != images[0].shape[:2]:
                 raise SegmintError(f"{self.folder}: {name} has another size than {names[0]}; generate the folder anew")
-        image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        image = from_pixels(torch.from_numpy(np.stack(images)))
         return Batch(image, torch.from_numpy(np.stack(masks)).long())
 
     def settle(self, decisions: Sequence[Decision]) -> None:

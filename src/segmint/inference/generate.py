@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import multiprocessing
 
 from segmint.config import write_atomic
+from segmint.data.cache import to_pixels
 from segmint.data.classes import Classes, write_classes
 from segmint.data.folder import Data, open_folder
 from segmint.data.io import Bytes, write_image, write_mask
 from segmint.inference.masks import FolderMasks, MaskMix, MaskSource, MixedMasks, Originals, weights
+from segmint.inference.workers import write_all
 from segmint.methods.method import Method, device_of
 from segmint.seeds import Seeds
 from segmint.training.precision import autocast
@@ -89,7 +90,8 @@ def generate(
     jobs = [job for job in jobs if job[1]]
     made = count - sum(len(numbers) for _, numbers in jobs)
     with (folder / "manifest.jsonl").open("a", encoding="utf-8") as manifest:
-        for entries in _entries(maker, jobs, workers):
+        build = partial(Maker, replace(run), how)
+        for entries in write_all(maker, build, jobs, min(workers, len(jobs))):
             manifest.write("".join(json.dumps(entry) + "\n" for entry in entries))
             manifest.flush()
             made += len(entries)
@@ -145,9 +147,7 @@ class Maker:
 
     def facts(self) -> dict[str, Any]:
         """Everything that determines the pairs."""
-        facts: dict[str, Any] = {"run": str(self.run.folder.resolve()), "weights": weights(self.run.folder)}
-        facts |= {"method": self.run.method.name, "seed": self.how.seed}
-        facts |= {"changes": dict(self.run.changes)} if self.run.changes else {}
+        facts = facts_of(self.run, self.how.seed)
         if self.source is not None:
             facts |= {**self.source.facts(), "repaint": self.how.repaint}
         return facts
@@ -194,8 +194,7 @@ def make_block(run: Run, seeds: Sequence[int], originals: Originals | None = Non
 
 def to_bytes(batch: Batch, place: int) -> tuple[Bytes, Bytes]:
     """One item of a batch as uint8 image [H, W, C] and uint8 mask indices [H, W]."""
-    image = ((batch.image[place].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return image.permute(1, 2, 0).cpu().numpy(), batch.mask[place].to(torch.uint8).cpu().numpy()
+    return to_pixels(batch.image[place]).cpu().numpy(), batch.mask[place].to(torch.uint8).cpu().numpy()
 
 
 def write_pair(folder: Path, name: str, image: Bytes, mask: Bytes, classes: Classes) -> None:
@@ -209,6 +208,13 @@ def write_pair(folder: Path, name: str, image: Bytes, mask: Bytes, classes: Clas
     """
     write_image(folder / "images" / f"{name}.png", image)
     write_mask(folder / "masks" / f"{name}.png", mask, classes)
+
+
+def facts_of(run: Run, seed: int) -> dict[str, Any]:
+    """What determines anything that a run generates: its weights, its method's settings, and the seed."""
+    facts: dict[str, Any] = {"run": str(run.folder.resolve()), "weights": weights(run.folder)}
+    facts |= {"method": run.method.name, "seed": seed}
+    return {**facts, "changes": dict(run.changes)} if run.changes else facts
 
 
 def claim(folder: Path, facts: Mapping[str, Any]) -> set[str]:
@@ -276,44 +282,3 @@ def _folder(run: Run | str | Path | None) -> Path | None:
 
 def _members(block: int, count: int) -> range:
     return range(block * BLOCK, min(count, (block + 1) * BLOCK))
-
-
-Jobs = Sequence[tuple[int, list[int]]]
-
-
-def _entries(maker: Maker, jobs: Jobs, workers: int) -> Iterator[list[dict[str, Any]]]:
-    """The manifest entries of the jobs in order, made by this process or by several."""
-    if workers > 1 and len(jobs) > 1:
-        context = multiprocessing.get_context("spawn")
-        start = (Run(maker.run.folder, maker.run.modules, maker.run.changes), maker.how)
-        with context.Pool(min(workers, len(jobs)), _start_worker, start) as pool:
-            waiting: deque[Any] = deque()
-            for job in jobs:
-                waiting.append(pool.apply_async(_work, job))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().get()
-            while waiting:
-                yield waiting.popleft().get()
-        return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for job in jobs:
-            yield maker.write(*job)
-    finally:
-        torch.set_num_threads(threads)
-
-
-_worker: Maker | None = None
-
-
-def _start_worker(run: Run, how: Recipe) -> None:
-    global _worker
-    torch.set_num_threads(1)
-    _worker = Maker(run, how)
-
-
-def _work(block: int, numbers: list[int]) -> list[dict[str, Any]]:
-    if _worker is None:
-        raise RuntimeError("a worker was given work before it was started")
-    return _worker.write(block, numbers)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segmint.data.cache import Pixels, resize
+from segmint.data.cache import Pixels, from_pixels, resize, to_pixels
 from segmint.data.folder import Data, open_folder, rejected
 from segmint.data.io import Bytes
 from segmint.data.objects import Pair, object_classes
@@ -94,8 +94,9 @@ class Originals:
 
     def batch(self, device: torch.device | str = "cpu") -> Batch:
         """The same as tensors."""
-        images = torch.from_numpy(self.images).permute(0, 3, 1, 2).contiguous().to(device)
-        return Batch(images.float() / 127.5 - 1, torch.from_numpy(self.masks).long().to(device))
+        return Batch(
+            from_pixels(torch.from_numpy(self.images).to(device)), torch.from_numpy(self.masks).long().to(device)
+        )
 
 
 class MaskSource(Protocol):
@@ -230,7 +231,7 @@ class MixedMasks:
         if not seeds:
             return []
         made = self._drawer.method.generate(Seeds(seeds).fork("drawn")).to("cpu")
-        images = ((made.image.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        images = to_pixels(made.image)
         size = self.run.size
         return [
             (

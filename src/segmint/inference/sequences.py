@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
 from segmint.config import write_atomic
 from segmint.data.cache import Pixels
@@ -23,8 +23,8 @@ from segmint.data.classes import write_classes
 from segmint.data.folder import Data, open_folder
 from segmint.data.io import Bytes, read_image, read_mask
 from segmint.data.video import write_video
-from segmint.inference.generate import MOST, claim, to_bytes, write_pair
-from segmint.inference.masks import weights
+from segmint.inference.generate import MOST, claim, facts_of, to_bytes, write_pair
+from segmint.inference.workers import write_all
 from segmint.methods.method import Method, device_of
 from segmint.seeds import Seeds
 from segmint.training.precision import autocast
@@ -127,7 +127,8 @@ def generate_sequences(
     wanted = [number for number in range(count) if number not in done]
     made, workers = count - len(wanted), min(workers, len(wanted))
     with (folder / "manifest.jsonl").open("a", encoding="utf-8") as manifest:
-        for entries in _write_all(_Maker(run, folder, script), map(job, wanted), workers):
+        maker, build = _Maker(run, folder, script), partial(_Maker, replace(run), folder, script)
+        for entries in write_all(maker, build, ((job(number),) for number in wanted), workers):
             manifest.write("".join(json.dumps(entry) + "\n" for entry in entries))
             manifest.flush()
             made += 1
@@ -268,8 +269,7 @@ def _paint_job(pixels: Pixels, found: Sequence[Sequence[int]], number: int) -> J
 
 def _facts(run: Run, script: Script) -> dict[str, Any]:
     """Everything that determines the sequences."""
-    facts: dict[str, Any] = {"run": str(run.folder.resolve()), "weights": weights(run.folder)}
-    facts |= {"method": run.method.name, "seed": script.seed, "frames": script.frames}
+    facts = {**facts_of(run, script.seed), "frames": script.frames}
     facts |= {"speed": script.speed, "independent": script.independent}
     return facts if script.masks is None else {**facts, "masks": script.masks[0], "files": script.masks[1]}
 
@@ -310,41 +310,3 @@ class _Maker:
             mask = {"mask": job.names[frame]} if job.names else {}
             entries.append({"name": name, **shared, "frame": frame, **mask})
         return entries
-
-
-def _write_all(maker: _Maker, jobs: Iterable[Job], workers: int) -> Iterator[list[dict[str, Any]]]:
-    """The entries of the jobs in their order, made by this process or by several; few jobs wait at a time."""
-    if workers > 1:
-        context = multiprocessing.get_context("spawn")
-        start = _Maker(Run(maker.run.folder, maker.run.modules, maker.run.changes), maker.folder, maker.script)
-        with context.Pool(workers, _start_worker, (start,)) as pool:
-            waiting: deque[Any] = deque()
-            for job in jobs:
-                waiting.append(pool.apply_async(_work, (job,)))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().get()
-            while waiting:
-                yield waiting.popleft().get()
-        return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for job in jobs:
-            yield maker.write(job)
-    finally:
-        torch.set_num_threads(threads)
-
-
-_worker: _Maker | None = None
-
-
-def _start_worker(maker: _Maker) -> None:
-    global _worker
-    torch.set_num_threads(1)
-    _worker = maker
-
-
-def _work(job: Job) -> list[dict[str, Any]]:
-    if _worker is None:
-        raise RuntimeError("a worker was given work before it was started")
-    return _worker.write(job)

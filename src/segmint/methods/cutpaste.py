@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segmint.data.cache import from_pixels, to_pixels
 from segmint.data.objects import Pair, object_classes
 from segmint.data.variations import class_mix, paste_object
 from segmint.methods.method import Facts, Method, Optimizers
@@ -112,8 +113,7 @@ class CutPaste(Method):
         batch = batch[batch.labelled]
         start = int(self.filled)
         stop = min(start + len(batch), len(self.images))
-        pixels = ((batch.image[: stop - start] + 1) * 127.5).round().to(torch.uint8)
-        self.images[start:stop] = pixels.permute(0, 2, 3, 1)
+        self.images[start:stop] = to_pixels(batch.image[: stop - start])
         self.masks[start:stop] = batch.mask[: stop - start].to(torch.uint8)
         self.filled.fill_(stop)
         return {"bank": self.filled.float()}
@@ -148,10 +148,10 @@ class CutPaste(Method):
             raise SegmintError("cutpaste: the bank is empty; train it first")
         things = frozenset(self.things.nonzero().flatten().tolist())
         pairs = [self._pair(np.random.default_rng(mix("cutpaste", value)), things) for value in seeds.values]
-        images = torch.from_numpy(np.stack([pair.image for pair in pairs])).permute(0, 3, 1, 2)
-        masks = torch.from_numpy(np.stack([pair.mask for pair in pairs])).long()
         device = self.images.device
-        return Batch(images.contiguous().to(device).float() / 127.5 - 1, masks.to(device))
+        images = torch.from_numpy(np.stack([pair.image for pair in pairs])).to(device)
+        masks = torch.from_numpy(np.stack([pair.mask for pair in pairs])).long()
+        return Batch(from_pixels(images), masks.to(device))
 
     def _pair(self, random: np.random.Generator, things: frozenset[int]) -> Pair:
         ground, *others = random.permutation(int(self.filled))[: self.objects + 1].tolist()
