@@ -134,7 +134,7 @@ class Case:
         made = ["generate", f"OUT/{self.tag}/flow", "--count", str(PAIRS), "--out", f"OUT/{self.tag}/own-pairs"]
         made += ["--repaint", "--mix", "real=1,varied=3", *options(strength=0.35, guidance=1.0)]
         yield Job(f"{self.tag}/own-pairs", made, [f"{self.tag}/flow"])
-        yield self.both("own")
+        yield from (self.both("own"), self.both("spade"))
 
     def only(self, pairs: str) -> Job:
         """The segmenter on pairs alone, or for comparison on the real labels, at fewer steps."""

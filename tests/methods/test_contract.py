@@ -69,7 +69,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_it_offers_something(trained: Method):
-    assert trained.capabilities()
+    assert trained.capabilities() or trained.prepares
     assert type(trained).__doc__
 
 
@@ -108,6 +108,23 @@ def test_it_segments_any_size(trained: Method, size: tuple[int, int]):
     assert bool(torch.isfinite(logits).all())
     assert torch.equal(logits, again)
     assert torch.allclose(logits[1], alone[0], atol=1e-3)
+
+
+def test_its_draws_are_those_of_their_seeds(trained: Method):
+    if "segment" not in trained.capabilities():
+        return
+    image, seeds = torch.rand(2, 3, *SIZE) * 2 - 1, Seeds([3, 4])
+    with torch.inference_mode():
+        drawn = list(trained.draws(image, seeds, 3))
+        for number, logits in enumerate(drawn):
+            again = trained.segment(image, seeds.fork("draw", number))
+            assert torch.allclose(logits.softmax(1), again.softmax(1), atol=1e-3)
+        errors = trained.errors(image, drawn[0])
+    assert len(drawn) == 3
+    assert torch.equal(drawn[0], drawn[1]) != trained.draws_differ
+    if errors is not None:
+        assert errors.shape == (2, *SIZE)
+        assert 0 <= float(errors.min()) <= float(errors.max()) <= 1
 
 
 def test_it_generates_item_by_item(trained: Method):

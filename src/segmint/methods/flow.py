@@ -66,6 +66,7 @@ class Flow(Method):
     }
     uses_unlabelled = True
     conditions = frozenset({"mask", "previous", "image"})
+    draws_differ = True
     monitor = None
 
     codes: Tensor

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import json
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -62,7 +62,8 @@ class Facts:
 class Method(nn.Module):
     """One learner. Its keyword-only constructor is its whole configuration, kept in `config`.
 
-    A method overrides `segment`, `generate` or both, and one of `loss` (one optimiser) and `step` (anything else).
+    A method overrides `segment`, `generate` or both (neither if it only `prepares`), and one of `loss` (one optimiser)
+    and `step` (anything else).
     Every constructor takes `classes`, `in_channels` and `image_size`.
 
     Class attributes:
@@ -71,6 +72,8 @@ class Method(nn.Module):
         whole_epochs: each epoch visits every image exactly once (for EM) instead of sampling endlessly.
         conditions: what `generate` can be given beside seeds, of "mask", "previous" and "image".
         needs_mask: whether `generate` cannot do without a mask.
+        prepares: whether it is trained for its weights alone, from which others start (`--init`).
+        draws_differ: whether `segment` is random: it draws one of the masks that the image allows.
         monitor: the validation figure that early stopping watches, and whether "max" or "min" is best; None: the
             last weights are kept.
     """
@@ -80,6 +83,8 @@ class Method(nn.Module):
     whole_epochs: ClassVar[bool] = False
     conditions: ClassVar[frozenset[str]] = frozenset()
     needs_mask: ClassVar[bool] = False
+    prepares: ClassVar[bool] = False
+    draws_differ: ClassVar[bool] = False
     monitor: ClassVar[tuple[str, str] | None] = ("miou", "max")
 
     config: dict[str, Any]
@@ -141,6 +146,34 @@ class Method(nn.Module):
             Logits, float32 [B, K, H, W].
         """
         raise SegmintError(f"{self.name} does not segment")
+
+    def draws(self, image: Tensor, seeds: Seeds, count: int) -> Iterator[Tensor]:
+        """Several draws of a mask for each image, what they share being computed once.
+
+        Args:
+            image: float32 [B, C, H, W] in [-1, 1]; any H and W.
+            seeds: one per image; draw s is that of `segment(image, seeds.fork("draw", s))`, up to rounding.
+            count: how many draws.
+
+        Yields:
+            Logits, float32 [B, K, H, W], draw by draw; the same each time where draws do not differ.
+        """
+        if self.draws_differ:
+            yield from (self.segment(image, seeds.fork("draw", number)) for number in range(count))
+        else:
+            yield from [self.segment(image, seeds.fork("draw", 0))] * count
+
+    def errors(self, image: Tensor, logits: Tensor) -> Tensor | None:
+        """The probability of each pixel's most probable class being wrong, where the method has learnt to judge it.
+
+        Args:
+            image: float32 [B, C, H, W] in [-1, 1].
+            logits: float32 [B, K, H, W], what the method said of these images.
+
+        Returns:
+            float32 [B, H, W] in 0..1, or None: this method has no judge of its own beside its probabilities.
+        """
+        return None
 
     def generate(
         self,
