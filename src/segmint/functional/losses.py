@@ -9,8 +9,9 @@ under autocast.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -255,6 +256,26 @@ def choose(shares: Sequence[float]) -> tuple[str, str]:
         return "cross_entropy", f"cross_entropy, as no class is rare: {fact}."
     spec = f"{_BALANCED}+lovasz"
     return spec, f"{spec}, which weights rare classes and aims at the mean IoU over classes: {fact}."
+
+
+def settle(settings: Mapping[str, Any], shares: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
+    """What segmenters settle before they are built: `loss: auto` (the default of a training run) and its needs.
+
+    Args:
+        settings: constructor arguments as the user gave them.
+        shares: the share of each class among the labelled pixels, K numbers.
+
+    Returns:
+        The arguments with `loss` chosen, `shares`, and no weights for an encoder that has none; and what was chosen.
+    """
+    settled, notes = dict(settings), []
+    if settled.get("loss", "auto") == "auto":
+        settled["loss"], reason = choose(shares)
+        notes.append(f"loss: {reason}")
+    settled.setdefault("shares", list(shares))
+    if settled.get("encoder_name") == "plain":
+        settled.setdefault("encoder_weights", None)
+    return settled, notes
 
 
 def class_shares(mask: Tensor, classes: int) -> Tensor:

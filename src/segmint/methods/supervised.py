@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from segmint.functional.losses import choose, compose
+from segmint.functional.losses import compose, settle
 from segmint.methods.method import Facts, Method
-from segmint.nets.encoders import build_encoder
-from segmint.nets.layers import resize
-from segmint.nets.unet import UNet
+from segmint.nets.segmenter import build_segmenter, logits_of
 from segmint.seeds import Seeds
-from segmint.types import Batch, SegmintError
+from segmint.types import Batch
 
 
 class Supervised(Method):
@@ -54,23 +50,14 @@ class Supervised(Method):
         super().__init__()
         self.classes = classes
         self.criterion = compose(loss, shares)
-        if network is None:
-            encoder = build_encoder(encoder_name, in_channels, encoder_weights)
-            self.network: nn.Module = UNet(encoder, classes, decoder_channels, dropout)
-        else:
-            self.network = _imported(network) if isinstance(network, str) else network
+        self.network = build_segmenter(
+            classes, in_channels, encoder_name, encoder_weights, decoder_channels, dropout, network
+        )
 
     @classmethod
     def adapt(cls, settings: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], list[str]]:
         """Choose the loss from the class shares where it is "auto" (the default of a training run)."""
-        settled, notes = dict(settings), []
-        if settled.get("loss", "auto") == "auto":
-            settled["loss"], reason = choose(facts.shares)
-            notes.append(f"loss: {reason}")
-        settled.setdefault("shares", list(facts.shares))
-        if settled.get("encoder_name") == "plain":
-            settled.setdefault("encoder_weights", None)
-        return settled, notes
+        return settle(settings, facts.shares)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The chosen loss on the labelled pixels."""
@@ -85,23 +72,4 @@ class Supervised(Method):
         return self._logits(image)
 
     def _logits(self, image: Tensor) -> Tensor:
-        output: Any = self.network(image)
-        logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-        if logits is None or logits.ndim != 4 or logits.shape[1] != self.classes:
-            shape = getattr(logits, "shape", type(output).__name__)
-            raise SegmintError(f"supervised.network: must give logits [B, {self.classes}, h, w], not {shape}")
-        return resize(logits, (int(image.shape[-2]), int(image.shape[-1]))).float()
-
-
-def _imported(path: str) -> nn.Module:
-    """Call the function that a dotted path names."""
-    module, _, function = path.partition(":")
-    try:
-        network = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise SegmintError(
-            f"supervised.network: {path!r} cannot be called ({error}); give package.module:function"
-        ) from error
-    if not isinstance(network, torch.nn.Module):
-        raise SegmintError(f"supervised.network: {path!r} gave {type(network).__name__}, not a torch.nn.Module")
-    return network
+        return logits_of(self.network, image, self.classes)
