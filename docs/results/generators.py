@@ -2,22 +2,16 @@
 
     python docs/results/generators.py SHARED_DATA OUT [--only PATTERN] [--processes 2] [--list]
 
-SHARED_DATA holds the folders `clothes` and `camvid`. Every job is a command of the program; what is done is skipped,
-what was interrupted goes on. `docs/results/tables.py` and `collect.py` read what they leave.
+SHARED_DATA holds the folders `clothes` and `camvid`. Every job is a command of the program (see
+`experiments.py`). `docs/results/tables.py` and `collect.py` read what they leave.
 """
 
 from __future__ import annotations
 
-import argparse
-import fnmatch
-import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+
+from experiments import Job, main, options
 
 SEEDS = (0, 1, 2)
 SETS = {"clothes": ("144x96", 30), "camvid": ("96x128", 12)}
@@ -26,23 +20,6 @@ STEPS = {"clothes": "1500", "camvid": "600"}
 
 PAIRS = 500
 MAKERS = ("cutpaste", "gmm", "vae", "gan", "spade", "flow")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One command; it runs when the jobs it needs are done."""
-
-    name: str
-    command: list[str]
-    needs: list[str] = field(default_factory=list)
-
-    @property
-    def trains(self) -> bool:
-        return self.command[0] == "train"
-
-
-def options(**values: object) -> list[str]:
-    return [word for key, value in values.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
 
 
 def base() -> Job:
@@ -217,74 +194,5 @@ def few_labels(case: Case) -> Iterator[Job]:
     yield from (case.maker("cutpaste"), case.pairs("cutpaste", "cutpaste-pairs"), case.both("cutpaste"))
 
 
-class Runner:
-    """Takes up the jobs whose needs are met, several at a time with one thread each."""
-
-    def __init__(self, wanted: list[Job], data: Path, out: Path, processes: int) -> None:
-        self.wanted, self.data, self.out, self.processes = wanted, data, out, processes
-        self.running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
-        self.failed: set[str] = set()
-
-    def mark(self, name: str) -> Path:
-        return self.out / "done" / f"{name.replace('/', '.')}.json"
-
-    def argv(self, job: Job) -> list[str]:
-        if job.trains and (self.out / job.name / "config.yaml").exists():
-            return [sys.executable, "-m", "segmint", "train", "--resume", str(self.out / job.name)]
-        words = [w.replace("DATA/", f"{self.data}/").replace("OUT/", f"{self.out}/") for w in job.command]
-        if job.command[0] == "cp":
-            return words
-        program = [sys.executable, "-m", "segmint", *words]
-        return [*program, "--out", str(self.out / job.name)] if job.trains else program
-
-    def start(self, job: Job) -> None:
-        print(time.strftime("%H:%M:%S"), "start", job.name, flush=True)
-        log = (self.out / "logs" / f"{job.name.replace('/', '.')}.log").open("ab")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(self.argv(job), stdout=log, stderr=log, env=environment)
-        self.running[process] = (job, time.time())
-
-    def finish(self, process: subprocess.Popen[bytes]) -> None:
-        job, begun = self.running.pop(process)
-        print(time.strftime("%H:%M:%S"), "end", job.name, process.returncode, flush=True)
-        if process.returncode:
-            self.failed.add(job.name)
-            return
-        told = {"command": ["segmint", *job.command], "seconds": round(time.time() - begun, 1)}
-        self.mark(job.name).write_text(json.dumps(told, indent=1) + "\n")
-
-    def run(self) -> None:
-        for part in ("done", "logs"):
-            (self.out / part).mkdir(parents=True, exist_ok=True)
-        while True:
-            for process in [process for process in self.running if process.poll() is not None]:
-                self.finish(process)
-            busy = {job.name for job, _ in self.running.values()}
-            left = [j for j in self.wanted if not self.mark(j.name).exists() and j.name not in busy | self.failed]
-            ready = [job for job in left if all(self.mark(need).exists() for need in job.needs)]
-            for job in ready[: max(0, self.processes - len(self.running))]:
-                self.start(job)
-            if not self.running:
-                return
-            time.sleep(0.5)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--only", default="*", help="names of the jobs to run, as a pattern")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--list", action="store_true")
-    asked = parser.parse_args()
-    every = {job.name: job for job in jobs()}
-    wanted = [job for job in every.values() if fnmatch.fnmatch(job.name, asked.only)]
-    if asked.list:
-        for job in wanted:
-            print(job.name, "<-", ", ".join(job.needs), ":", "segmint", " ".join(job.command))
-        return
-    Runner(wanted, asked.data.resolve(), asked.out.resolve(), asked.processes).run()
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, jobs())
