@@ -78,6 +78,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Chooses them, and everything random.")] = 0,
     size: Annotated[str | None, typer.Option(help="Height x width to train at, e.g. 96x128.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimisation steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="As many steps as fit into this time here.", min=0.1)] = None,
     synthetic: Annotated[list[Path] | None, typer.Option(help="Generated pairs to train on as well.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; else the next of runs/1-METHOD, ...")] = None,
     set_: Annotated[
@@ -92,7 +93,7 @@ def train(
     from segmint.training.progress import TrainingBar
 
     if resume is not None:
-        given = (data, budget, masks_from, masks_confidence, init, size, steps, synthetic, out, set_, config)
+        given = (data, budget, masks_from, masks_confidence, init, size, steps, minutes, synthetic, out, set_, config)
         if any(value is not None for value in given) or method != "supervised" or seed:
             raise SegmintError("--resume: takes its data and settings from the run; leave DATA and the others out")
         with TrainingBar(console, str(resume)) as bar:
@@ -101,6 +102,8 @@ def train(
         if data is None:
             raise SegmintError("DATA: name a data folder, or continue a run with --resume RUN")
         chosen, training = settings_of(set_ or [], config)
+        if steps is not None and minutes is not None:
+            raise SegmintError("--minutes: decides on the steps itself; leave --steps out")
         if steps is not None:
             training["steps"] = steps
         folder = out if out is not None else runs.next_folder(method)
@@ -116,6 +119,7 @@ def train(
                 seed=seed,
                 size=size_of(size),
                 out=folder,
+                minutes=minutes,
                 settings=training,
                 watcher=bar,
                 **chosen,

@@ -25,6 +25,7 @@ from segmint.data.folder import Data, open_folder
 from segmint.methods.method import Facts, Method, build, find, load
 from segmint.seeds import mix
 from segmint.training.optimizers import PartOptimizers
+from segmint.training.pace import steps_within
 from segmint.training.pseudo import PredictedMasks, predict_masks
 from segmint.training.train import Images, Outcome, Watcher, fit
 from segmint.types import SegmintError
@@ -92,6 +93,7 @@ def train(
     seed: int = 0,
     size: tuple[int, int] | None = None,
     out: str | Path | None = None,
+    minutes: float | None = None,
     settings: Mapping[str, Any] | None = None,
     watcher: Watcher | None = None,
     **method_settings: Any,
@@ -111,6 +113,7 @@ def train(
         seed: chooses them, and everything random.
         size: height and width to train at, in pixels; None: that of the images.
         out: the run folder; None: the next of `runs/1-supervised`, `runs/2-...`.
+        minutes: how long it may take; the steps that fit into it are measured here. None: as many as `settings` say.
         settings: training settings that differ from the method's defaults; see `segmint.config.TrainSettings`.
         watcher: is told how it goes.
         method_settings: arguments of the method's constructor.
@@ -145,6 +148,11 @@ def train(
     own = {key: value for key, value in method_settings.items() if isinstance(value, nn.Module)}
     settled = _settle(cls, asked, pixels, images, own)
     built = _build(settled, own)
+    if minutes is not None:
+        asked.training, pace = steps_within(minutes, built, images, settled.training, seed)
+        settled = _settle(cls, asked, pixels, images, own)
+        settled.notes.append(pace)
+        built = _build(settled, own)
     write_classes(folder / "classes.yaml", data.classes)
     write_run(settled, folder)
     return _fit(folder, settled, pixels, images, built, own, watcher)

@@ -113,6 +113,13 @@ def fit(
     return _Training(method, images, settings, folder, seed, watcher).run()
 
 
+def first_batch(method: Method, images: Images, settings: TrainSettings, seed: int = 0) -> Batch:
+    """What the first step of `fit` would see, augmented and on its device; the method is moved there too."""
+    training = _Training(method, images, settings, Path(), seed, None)
+    method.to(training.device)
+    return training.batch(0)
+
+
 class _Training:
     REPORT = 20
 
@@ -180,10 +187,10 @@ class _Training:
         elif self.settings.precision != "auto":
             self.outcome.precision = self.settings.precision
         elif self.method.parts() and self.steps:
-            batch = self._batch(0)
+            batch = self.batch(0)
             self.outcome.precision, self.outcome.probe = probe(self.method, batch, self.settings)
 
-    def _batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Batch:
         choice: Choice = self.sampler.at(step)
         generator = torch.Generator().manual_seed(mix(self.seed, "batch", step))
         raters = torch.randint(2**31, (len(choice.indices),), generator=generator).tolist()
@@ -194,7 +201,7 @@ class _Training:
         begun = time.perf_counter()
         step = self.outcome.step
         factor = self.optimizers.at(step, self.steps)
-        batch = layout(self._batch(step), self.outcome.precision)
+        batch = layout(self.batch(step), self.outcome.precision)
         torch.manual_seed(mix(self.seed, "step", step))
         with autocast(self.outcome.precision, self.device):
             terms = self.method.step(batch, self.optimizers)
