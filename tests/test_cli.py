@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
@@ -76,8 +77,8 @@ def test_finished_runs_resume_at_once_and_interrupted_ones_say_how_to_go_on(segm
     summary = segmenter / "summary.json"
     text = summary.read_text()
     summary.write_text(text.replace("finished", "interrupted"))
-    with pytest.raises(cli.typer.Exit) as stop:
-        cli._tell(segmenter)
+    with pytest.raises(typer.Exit) as stop:
+        cli.learn._tell(segmenter)
     summary.write_text(text)
     assert stop.value.exit_code == 130
 

@@ -19,7 +19,7 @@ FLOORS = [
     {"training"},
     {"inference"},
     {"evaluation"},
-    {"cli", "demo", "options", "__main__"},
+    {"cli", "demo", "__main__"},
 ]
 
 

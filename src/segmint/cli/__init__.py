@@ -1,0 +1,30 @@
+"""The command line: thin, and everything heavy is imported when a command needs it."""
+
+from __future__ import annotations
+
+import sys
+
+# isort: off: the help lists the commands in the order in which they are imported
+from segmint.cli import folders, learn, make, judge
+
+# isort: on
+from segmint.cli.app import app, console, errors, plain
+from segmint.types import SegmintError
+
+__all__ = ["app", "console", "errors", "folders", "judge", "learn", "main", "make"]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake gives one message and exit code 2, never a traceback."""
+    try:
+        app()
+    except SegmintError as error:
+        errors.print(f"[bold red]error:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        errors.print(f"[bold red]error:[/] {plain(where + (error.strerror or str(error)))}", highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("stopped")
+        sys.exit(130)

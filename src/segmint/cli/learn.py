@@ -1,0 +1,124 @@
+"""Commands that train: train, methods, demo."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from segmint.cli.app import app, console, plain
+from segmint.cli.options import settings_of, size_of
+from segmint.types import SegmintError
+
+
+@app.command()
+def train(
+    data: Annotated[Path | None, typer.Argument(help="A data folder (not with --resume).", show_default=False)] = None,
+    method: Annotated[str, typer.Option(help="See `segmint methods`.")] = "supervised",
+    budget: Annotated[int | None, typer.Option(help="How many training images keep their masks; 0: none.")] = None,
+    masks_from: Annotated[
+        Path | None, typer.Option(help="Run whose segmenter predicts masks for the images without.")
+    ] = None,
+    masks_confidence: Annotated[
+        float | None, typer.Option(help="Its predictions count from this probability on; else 0.7.")
+    ] = None,
+    init: Annotated[Path | None, typer.Option(help="Run whose weights this one starts from, where they fit.")] = None,
+    seed: Annotated[int, typer.Option(help="Chooses them, and everything random.")] = 0,
+    size: Annotated[str | None, typer.Option(help="Height x width to train at, e.g. 96x128.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimisation steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="As many steps as fit into this time here.", min=0.1)] = None,
+    synthetic: Annotated[list[Path] | None, typer.Option(help="Generated pairs to train on as well.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; else the next of runs/1-METHOD, ...")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE of the method, or training.KEY=VALUE; may be repeated."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML with `training:` and `method_settings:`.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this run.")] = None,
+) -> None:
+    """Train a method, or continue an interrupted run."""
+    from segmint.training import run as runs
+    from segmint.training.progress import TrainingBar
+
+    if resume is not None:
+        given = (data, budget, masks_from, masks_confidence, init, size, steps, minutes, synthetic, out, set_, config)
+        if any(value is not None for value in given) or method != "supervised" or seed:
+            raise SegmintError("--resume: takes its data and settings from the run; leave DATA and the others out")
+        with TrainingBar(console, str(resume)) as bar:
+            made = runs.resume(resume, watcher=bar)
+    else:
+        if data is None:
+            raise SegmintError("DATA: name a data folder, or continue a run with --resume RUN")
+        chosen, training = settings_of(set_ or [], config)
+        if steps is not None and minutes is not None:
+            raise SegmintError("--minutes: decides on the steps itself; leave --steps out")
+        if steps is not None:
+            training["steps"] = steps
+        folder = out if out is not None else runs.next_folder(method)
+        with TrainingBar(console, str(folder)) as bar:
+            made = runs.train(
+                data,
+                method=method,
+                synthetic=[str(path) for path in synthetic or []],
+                budget=budget,
+                masks_from=masks_from,
+                masks_confidence=0.7 if masks_confidence is None else masks_confidence,
+                init=init,
+                seed=seed,
+                size=size_of(size),
+                out=folder,
+                minutes=minutes,
+                settings=training,
+                watcher=bar,
+                **chosen,
+            )
+    _tell(made.folder)
+
+
+def _tell(folder: Path) -> None:
+    """Say how a training ended and what to do next."""
+    from segmint.config import read_run
+
+    for note in read_run(folder).notes:
+        console.print(f"note: {plain(note)}", highlight=False, soft_wrap=True)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    best = "" if summary["best"] is None else f", best {summary['best']:.4g} at step {summary['best_step']}"
+    console.print(
+        f"{folder}: {summary['status']} after {summary['steps']} steps, {summary['seconds']:.0f} s, "
+        f"{summary['images_per_second']:.1f} images/s ({summary['precision']}){best}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if summary["status"] == "interrupted":
+        console.print(f"everything is saved; go on with: segmint train --resume {folder}", soft_wrap=True)
+        raise typer.Exit(130)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods and what they can do."""
+    from segmint.methods.method import find, names
+
+    table = Table("method", "segments", "generates", "uses unlabelled", "what")
+    for name in names():
+        cls = find(name)
+        able = cls.capabilities()
+        told = (sys.modules[cls.__module__].__doc__ or "").strip().splitlines()[0]
+        marks = ["yes" if fact else "" for fact in ("segment" in able, "generate" in able, cls.uses_unlabelled)]
+        table.add_row(name, *marks, told)
+    console.print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    steps: Annotated[int, typer.Option(help="Optimisation steps of each segmenter.", min=1)] = 150,
+) -> None:
+    """The whole way from a folder to an answer, on data that comes with no download."""
+    from segmint.demo import run_demo
+
+    console.print(f"report: {run_demo(out, steps, console).resolve()}", highlight=False, soft_wrap=True)
