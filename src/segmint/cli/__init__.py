@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-# isort: off: the help lists the commands in the order in which they are imported
+# The help lists the commands in the order in which they are imported.
+# isort: off
 from segmint.cli import folders, learn, make, judge
 
 # isort: on
