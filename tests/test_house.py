@@ -13,7 +13,7 @@ import segmint
 
 SOURCE = Path(segmint.__file__).parent
 FLOORS = [
-    {"types", "seeds", "config"},
+    {"types", "seeds", "config", "ranks"},
     {"data", "nets", "functional"},
     {"methods"},
     {"training"},

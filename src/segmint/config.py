@@ -17,7 +17,7 @@ class TrainSettings(BaseModel):
 
     Attributes:
         steps: number of optimisation steps; `epochs`, where given, sets it to whole passes over the training images.
-        batch_size: images a step.
+        batch_size: images a step, of each process where torchrun starts several.
         lr: peak learning rate; `lr_of` overrides it by part, e.g. {"discriminator": 4e-4}.
         betas: Adam's two decay rates.
         weight_decay: decoupled decay (AdamW) of weight matrices and kernels.

@@ -20,6 +20,10 @@ from segmint.types import SegmintError
 SETTINGS = {"batch_size": 4, "precision": "float32", "validate_every": 3, "save_every": 0.0}
 CASES = {
     "supervised": ({"steps": 9}, {"encoder_name": "plain", "decoder_channels": [16, 16, 16, 16], "dropout": 0.3}),
+    "consistency": (
+        {"steps": 9},
+        {"encoder_name": "plain", "decoder_channels": [8, 8, 8, 8], "cutmix": 1.0, "feature_dropout": 0.5},
+    ),
     "gan": ({"steps": 9}, {"image_discriminator": "convolutional", "width": 8, "warm_start": 3}),
     "vae": ({"steps": 9}, {"width": 8, "latent": 8}),
     "gmm": ({"epochs": 5}, {}),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 # The help lists the commands in the order in which they are imported.
 # isort: off
-from segmint.cli import folders, learn, make, judge
+from segmint.cli import folders, formats, learn, make, judge
 
 # isort: on
 from segmint.cli.app import app, console, errors, plain
 from segmint.types import SegmintError
 
-__all__ = ["app", "console", "errors", "folders", "judge", "learn", "main", "make"]
+__all__ = ["app", "console", "errors", "folders", "formats", "judge", "learn", "main", "make"]
 
 
 def main() -> None:
@@ -20,6 +21,7 @@ def main() -> None:
     try:
         app()
     except SegmintError as error:
+        errors.quiet = not _first_to_fail()
         errors.print(f"[bold red]error:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except OSError as error:
@@ -29,3 +31,12 @@ def main() -> None:
     except KeyboardInterrupt:
         errors.print("stopped")
         sys.exit(130)
+
+
+def _first_to_fail() -> bool:
+    """Whether no other process of the same training, started by torchrun, has said yet why it ends."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    from segmint.training.parallel import first_to_fail
+
+    return first_to_fail()

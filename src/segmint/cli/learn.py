@@ -41,9 +41,13 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Continue this run.")] = None,
 ) -> None:
     """Train a method, or continue an interrupted run."""
+    from segmint.ranks import rank
     from segmint.training import run as runs
+    from segmint.training.parallel import join
     from segmint.training.progress import TrainingBar
 
+    join()
+    console.quiet = rank() > 0
     if resume is not None:
         given = (data, budget, masks_from, masks_confidence, init, size, steps, minutes, synthetic, out, set_, config)
         if any(value is not None for value in given) or method != "supervised" or seed:
@@ -94,7 +98,8 @@ def _tell(folder: Path) -> None:
         soft_wrap=True,
     )
     if summary["status"] == "interrupted":
-        console.print(f"everything is saved; go on with: segmint train --resume {folder}", soft_wrap=True)
+        start = "segmint" if summary["processes"] == 1 else "torchrun ... -m segmint"
+        console.print(f"everything is saved; go on with: {start} train --resume {folder}", soft_wrap=True)
         raise typer.Exit(130)
 
 
@@ -103,13 +108,14 @@ def methods() -> None:
     """List the methods and what they can do."""
     from segmint.methods.method import find, names
 
-    table = Table("method", "segments", "generates", "uses unlabelled", "what")
+    table = Table("method", "does", "uses unlabelled", "what")
     for name in names():
         cls = find(name)
         able = cls.capabilities()
         told = (sys.modules[cls.__module__].__doc__ or "").strip().splitlines()[0]
-        marks = ["yes" if fact else "" for fact in ("segment" in able, "generate" in able, cls.uses_unlabelled)]
-        table.add_row(name, *marks, told)
+        facts = {"segments": "segment" in able, "generates": "generate" in able, "prepares others": cls.prepares}
+        jobs = ", ".join(job for job, fact in facts.items() if fact)
+        table.add_row(name, jobs, "yes" if cls.uses_unlabelled else "", told)
     console.print(table)
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmint.ranks import rand, randn
 from segmint.types import IGNORE, Batch, SegmintError
 
 
@@ -98,7 +99,8 @@ def augment(batch: Batch, how: Augmentation, generator: torch.Generator) -> Batc
     Args:
         batch: image [B,C,H,W] in [-1,1], mask [B,H,W]. `previous` frames move with their images.
         how: what may happen.
-        generator: a CPU generator; all strengths are drawn from it, so the same state gives the same batch.
+        generator: a CPU generator; all strengths are drawn from it, so the same state gives the same batch. Processes
+            that train together draw for the whole of their batch (`segmint.ranks`).
 
     Returns:
         A batch of the same shapes; image values stay in [-1, 1].
@@ -124,7 +126,7 @@ class _Strengths:
         self.count, self.device, self.generator = count, device, generator
 
     def uniform(self, low: float, high: float) -> Tensor:
-        values = torch.rand(self.count, 1, 1, 1, generator=self.generator) * (high - low) + low
+        values = rand(self.count, 1, 1, 1, generator=self.generator) * (high - low) + low
         return values.to(self.device)
 
     def chance(self, probability: float) -> Tensor:
@@ -140,7 +142,7 @@ def _grid(batch: Batch, how: Augmentation, generator: torch.Generator) -> Tensor
     count, _, height, width = batch.image.shape
 
     def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(count, generator=generator) * (high - low) + low
+        return rand(count, generator=generator) * (high - low) + low
 
     zoom = torch.exp(uniform(math.log(how.zoom[0]), math.log(how.zoom[1])))
     stretch = torch.exp(uniform(-how.stretch, how.stretch) / 2)
@@ -186,7 +188,7 @@ def _colours(frames: list[Tensor], how: Augmentation, draw: _Strengths) -> list[
         frames = [_blur(x, sigma) for x in frames]
     if how.noise:
         sigma = draw.uniform(0, how.noise)
-        frames = [x + sigma * torch.randn(x.shape, generator=draw.generator).to(x.device) for x in frames]
+        frames = [x + sigma * randn(*x.shape, generator=draw.generator).to(x.device) for x in frames]
     return [x.clamp(-1, 1) for x in frames]
 
 

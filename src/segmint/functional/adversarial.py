@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmint.functional.losses import one_hot
+from segmint.ranks import rand
 from segmint.types import SegmintError
 
 KINDS = ("bce", "hinge", "relativistic")
@@ -71,12 +73,33 @@ def gradient_penalty(logits: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     return torch.stack(squares).sum(0).mean()
 
 
+def smoothed_truth(mask: Tensor, probabilities: Tensor, tau: float = 0.9) -> Tensor:
+    """True masks as soft as predicted ones, so that softness does not tell them apart (Luc 2016, "scale").
+
+    The true class of a pixel gets the predicted probability or `tau`, whichever is larger; the rest is shared among
+    the other classes as they were predicted.
+
+    Args:
+        mask: int64 [B, H, W], class indices or `IGNORE`.
+        probabilities: [B, K, H, W], what was predicted, summing to one over K.
+        tau: smallest probability of the true class, 0..1.
+
+    Returns:
+        [B, K, H, W], summing to one over K; all zero where the mask is `IGNORE`.
+    """
+    truth = one_hot(mask, probabilities.shape[1])
+    predicted = (probabilities * truth).sum(1, keepdim=True)
+    raised = predicted.clamp_min(tau)
+    others = probabilities * ((1 - raised) / (1 - predicted).clamp_min(torch.finfo(predicted.dtype).eps))
+    return torch.where(truth, raised, others) * truth.any(1, keepdim=True)
+
+
 def diff_augment(
     image: Tensor, mask: Tensor, *, color: float = 1.0, shift: float = 0.125, cutout: float = 0.5
 ) -> tuple[Tensor, Tensor]:
     """Augment real and generated pairs alike so that the discriminator cannot memorise (Zhao 2020, DiffAugment).
 
-    Differentiable in both arguments. Each item draws its own strengths from PyTorch's global generator.
+    Differentiable in both arguments. Each item draws its own strengths (`segmint.ranks.rand`).
 
     Args:
         image: [B, C, H, W] in [-1, 1].
@@ -88,7 +111,7 @@ def diff_augment(
     count, _, height, width = image.shape
 
     def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(count, 1, 1, 1, device=image.device, dtype=torch.float32) * (high - low) + low
+        return rand(count, 1, 1, 1, device=image.device) * (high - low) + low
 
     if color:
         image = image + uniform(-0.5, 0.5) * color

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from segmint.ranks import randn
 from segmint.types import IGNORE, SegmintError
 
 SIGMA_DATA = 0.5
@@ -41,7 +42,7 @@ def velocity(clean: Tensor, state: Tensor, clock: Tensor) -> Tensor:
 
 def sample_clock(count: int, mean: float, spread: float, device: torch.device | str = "cpu") -> Tensor:
     """Training times [B] in (0, 1), logit-normal (Esser 2024, eq. 19)."""
-    return torch.sigmoid(mean + spread * torch.randn(count, device=device))
+    return torch.sigmoid(mean + spread * randn(count, device=device))
 
 
 KINDS = ("clean", "velocity", "edm")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmint.ranks import average
 from segmint.types import IGNORE, Batch
 
 
@@ -19,12 +21,55 @@ def kl_to_standard(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
 
 
+def kl_diagonal(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+    """KL(one || other) of each dimension of two Gaussians with diagonal covariance, in nats.
+
+    1/2 (log v' - log v + (v + (m - m')^2) / v' - 1), for (mean, log-variance) of each, all of the same shape.
+    """
+    (mean, log_variance), (other_mean, other_log_variance) = one, other
+    difference = log_variance - other_log_variance
+    distance = (mean - other_mean).square() * (-other_log_variance).exp()
+    return 0.5 * (difference.exp() + distance - 1 - difference)
+
+
+def soft_clamp(x: Tensor, bound: float) -> Tensor:
+    """x where it is small, held within -bound..bound with a gradient everywhere: bound tanh(x / bound)."""
+    return bound * torch.tanh(x / bound)
+
+
+@dataclass(frozen=True)
+class LowRankNormal:
+    """A normal distribution over maps of logits, whose covariance is P P^T + D (Monteiro et al. 2020, section 3.1).
+
+    Attributes:
+        mean: float32 [B, K, H, W].
+        factor: float32 [B, R, K, H, W], the R columns of P: what varies together.
+        deviation: float32 [B, K, H, W] >= 0, the root of the diagonal D: what each logit does on its own.
+    """
+
+    mean: Tensor
+    factor: Tensor
+    deviation: Tensor
+
+    def sample(self, shared: Tensor, own: Tensor) -> Tensor:
+        """mean + P shared + D^(1/2) own, for standard normal numbers.
+
+        Args:
+            shared: [B, M, R], of the factor; `own`: [B, M, K, H, W], of the diagonal.
+
+        Returns:
+            M samples of each item, [B, M, K, H, W].
+        """
+        together = torch.bmm(shared, self.factor.flatten(2)).view(*shared.shape[:2], *self.mean.shape[1:])
+        return torch.addcmul(together + self.mean.unsqueeze(1), own, self.deviation.unsqueeze(1))
+
+
 def free_bits(kl: Tensor, least: float) -> Tensor:
     """KL per dimension [B, D] -> scalar: the batch mean of each, held at `least` nats or more, summed.
 
     Kingma 2016 (IAF), eq. 15: dimensions below the floor are not pushed further down.
     """
-    return kl.mean(0).clamp_min(least).sum()
+    return average(kl.mean(0)).clamp_min(least).sum()
 
 
 def calibrated_nll(error: Tensor, count: int, kind: str) -> Tensor:
@@ -61,6 +106,6 @@ def pair_nll(image: Tensor, logits: Tensor, batch: Batch, kind: str) -> tuple[Te
     """
     difference = image - batch.image
     error = difference.square().mean() if kind == "mse" else difference.abs().mean()
-    image_nll = calibrated_nll(error, batch.image[0].numel(), kind)
+    image_nll = calibrated_nll(average(error), batch.image[0].numel(), kind)
     mask_nll = F.cross_entropy(logits, batch.mask, ignore_index=IGNORE, reduction="sum")
     return image_nll, mask_nll / batch.labelled.sum().clamp_min(1)

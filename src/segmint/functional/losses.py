@@ -3,7 +3,9 @@
 Every loss takes logits [B, K, H, W] and a target int64 [B, H, W] with class indices 0..K-1 or `IGNORE`, and
 returns a scalar >= 0. Pixels marked `IGNORE` have no influence. Where nothing is labelled, the loss and its
 gradient are exactly zero. Logits of lower precision are first converted to float32, so the losses are safe
-under autocast.
+under autocast. Where several processes train on one batch (`segmint.ranks`), what a loss divides by is that of the
+whole batch, so that the mean of the processes' losses is the loss of the whole batch; `lovasz` alone is taken of
+each process's own pixels.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from segmint.ranks import average
 from segmint.types import IGNORE, SegmintError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -48,9 +51,9 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None, 
     )
     valid = target != IGNORE
     if weight is None:
-        return total / valid.sum().clamp_min(1)
+        return total / average(valid.sum()).clamp_min(1)
     weights = weight[target.where(valid, 0)] * valid
-    return total / weights.sum().clamp_min(torch.finfo(logits.dtype).tiny)
+    return total / average(weights.sum()).clamp_min(torch.finfo(logits.dtype).tiny)
 
 
 def class_weights(shares: Sequence[float], power: float = 0.5, cap: float = 10.0) -> Tensor:
@@ -92,7 +95,7 @@ def focal(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
     valid = target != IGNORE
     logp = _full(logits).log_softmax(1).gather(1, target.where(valid, 0).unsqueeze(1)).squeeze(1)
     doubt = (-torch.expm1(logp)).clamp_min(torch.finfo(logp.dtype).eps)
-    return -(doubt.pow(gamma) * logp * valid).sum() / valid.sum().clamp_min(1)
+    return -(doubt.pow(gamma) * logp * valid).sum() / average(valid.sum()).clamp_min(1)
 
 
 def tversky(logits: Tensor, target: Tensor, alpha: float = 0.3, beta: float = 0.7) -> Tensor:
@@ -111,9 +114,9 @@ def tversky(logits: Tensor, target: Tensor, alpha: float = 0.3, beta: float = 0.
     truth = one_hot(target, logits.shape[1])
     valid = (target != IGNORE).unsqueeze(1)
     probability = _full(logits).softmax(1)
-    hit = (probability * truth).sum((0, 2, 3))
-    claimed = (probability * valid).sum((0, 2, 3))
-    count = truth.sum((0, 2, 3))
+    hit = average((probability * truth).sum((0, 2, 3)))
+    claimed = average((probability * valid).sum((0, 2, 3)))
+    count = average(truth.sum((0, 2, 3)))
     bottom = hit + alpha * (claimed - hit) + beta * (count - hit)
     index = hit / bottom.clamp_min(torch.finfo(bottom.dtype).eps)
     present = count > 0
@@ -166,7 +169,7 @@ def mse(logits: Tensor, target: Tensor) -> Tensor:
     valid = target != IGNORE
     probability = _full(logits).softmax(1)
     error = probability - one_hot(target, logits.shape[1]).to(probability)
-    return (error.square().sum(1) * valid).sum() / valid.sum().clamp_min(1)
+    return (error.square().sum(1) * valid).sum() / average(valid.sum()).clamp_min(1)
 
 
 _SIMPLE: dict[str, Loss] = {

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmint.ranks import average, rand
 from segmint.types import IGNORE
 
 
@@ -30,6 +31,7 @@ def balance(mask: Tensor, classes: int, power: float = 0.5, cap: float = 10.0) -
     known = mask != IGNORE
     index = mask.where(known, 0)
     counts = torch.zeros(classes, device=mask.device).scatter_add_(0, index.flatten(), known.flatten().float())
+    counts = average(counts)
     weight = (counts / counts.max().clamp_min(1)).pow(-power).clamp_max(cap)
     weight = weight * counts.sum() / (weight * counts).sum().clamp_min(1)
     return weight[index].where(known, torch.ones_like(weight[0]))
@@ -65,7 +67,7 @@ def fakeness(logits: Tensor) -> Tensor:
 def label_mix(mask: Tensor, classes: int) -> Tensor:
     """Which pixels of a LabelMix come from the real image: whole classes at random (OASIS, section 3.2).
 
-    Each item draws one bit for each class, and one for all pixels of unknown class, from PyTorch's global generator.
+    Each item draws one bit for each class, and one for all pixels of unknown class (`segmint.ranks.rand`).
 
     Args:
         mask: int64 [B, H, W], class indices or `IGNORE`.
@@ -74,7 +76,7 @@ def label_mix(mask: Tensor, classes: int) -> Tensor:
     Returns:
         bool [B, 1, H, W].
     """
-    bits = torch.rand(len(mask), classes + 1, device=mask.device) < 0.5
+    bits = rand(len(mask), classes + 1, device=mask.device) < 0.5
     index = mask.where(mask != IGNORE, classes)
     return bits.gather(1, index.flatten(1)).view(mask.shape).unsqueeze(1)
 

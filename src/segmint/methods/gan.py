@@ -20,6 +20,7 @@ from segmint.methods.method import Method, Optimizers
 from segmint.nets.discriminators import ConvDiscriminator, Discriminator, ProjectedDiscriminator
 from segmint.nets.generators import PairDecoder
 from segmint.nets.vae import AggregatePosterior, PairEncoder, sample_gaussian
+from segmint.ranks import before, everywhere, randn, whole
 from segmint.seeds import Seeds
 from segmint.types import Batch, SegmintError
 
@@ -170,7 +171,7 @@ class GAN(Method):
         return Batch(image, logits.argmax(1))
 
     def _noise(self, count: int, batch: Batch) -> Tensor:
-        return self._from_prior(torch.randn(count, self.latent, device=batch.image.device))
+        return self._from_prior(randn(count, self.latent, device=batch.image.device))
 
     def _from_prior(self, noise: Tensor) -> Tensor:
         """Standard normal numbers [B, latent] -> the generator's input."""
@@ -190,10 +191,10 @@ class GAN(Method):
         terms: dict[str, Tensor] = {}
         total = torch.zeros((), device=labelled.device)
         count = int(labelled.sum())
-        if count:
+        if everywhere(count > 0):
             pairs, fakes = torch.cat(real, 1)[labelled], [(1.0, torch.cat(fake, 1)[:count])]
-            if count > 1:
-                fakes.append((0.5, torch.cat([real[0][labelled], real[1][labelled].roll(1, 0)], 1)))
+            if everywhere(whole(count) > 1):
+                fakes.append((0.5, torch.cat([real[0][labelled], before(real[1][labelled])], 1)))
             total = total + self._duel("pair", pairs, fakes, terms)
         if "image" in self.discriminator:
             total = total + self.image_weight * self._duel("image", real[0], [(1.0, fake[0])], terms)
@@ -232,7 +233,7 @@ class GAN(Method):
             if self.kind == "relativistic":
                 image, mask = self._augmented(*real)
                 y = torch.cat([image, mask], 1)[labelled] if name == "pair" else image
-                if not len(y):
+                if not everywhere(len(y) > 0):
                     continue
                 x = x[: len(y)]
                 with torch.no_grad():

@@ -122,7 +122,11 @@ class Method(nn.Module):
         raise SegmintError(f"{self.name} has neither a loss nor a step of its own")
 
     def step(self, batch: Batch, optimizers: Optimizers) -> dict[str, Tensor]:
-        """One optimisation step; returns scalar terms to report."""
+        """One optimisation step; returns scalar terms to report.
+
+        Where several processes train together, each has some rows of the batch; `segmint.ranks` says what that asks of
+        random numbers, of means over the batch, and of decisions that depend on it.
+        """
         terms = self.loss(batch)
         optimizers.minimize("model", terms["loss"])
         return {key: value.detach() for key, value in terms.items()}

@@ -13,6 +13,7 @@ from segmint.functional.oasis import fakeness, label_mix, mix_consistency, realn
 from segmint.methods.method import Method, Optimizers, device_of
 from segmint.nets.spade import NoiseEncoder, PixelDiscriminator, SpadeGenerator
 from segmint.nets.vae import AggregatePosterior, sample_gaussian
+from segmint.ranks import average, everywhere, randn
 from segmint.seeds import Seeds
 from segmint.types import Batch, SegmintError
 
@@ -110,14 +111,15 @@ class Spade(Method):
             SegmintError: there is no mask in the first batch, and so hardly in any.
         """
         count, done = int(batch.labelled.sum()), int(self.steps_done)
-        if not count and not done:
+        seen = everywhere(count > 0)
+        if not seen and not done:
             raise SegmintError(
                 "spade: it learns to paint masks, and the first images have none; raise budget, or name synthetic "
                 "pairs or a segmenter to take masks from"
             )
         warm = done < self.warm_start
         self.steps_done += 1
-        if not count:
+        if not seen:
             return {}
         batch = Batch.cat([batch[batch.labelled], batch[~batch.labelled]])
         masked = batch[:count]
@@ -165,7 +167,7 @@ class Spade(Method):
 
     def _noise(self, image: Tensor, classes: Tensor, found: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Noise [B, latent] to paint a batch with, the first `found` from their real images; the KL of these."""
-        drawn: Tensor = self.aggregate(torch.randn(len(image) - found, self.latent, device=image.device))
+        drawn: Tensor = self.aggregate(randn(len(image) - found, self.latent, device=image.device))
         if not found:
             return drawn, {}
         mean, log_variance = self.encoder(image[:found], classes[:found])
@@ -180,7 +182,7 @@ class Spade(Method):
         """
         fixed = {key: value.detach() for key, value in self.encoder.named_parameters()}
         mean: Tensor = torch.func.functional_call(self.encoder, fixed, (painted, classes))[0]
-        return (mean - noise).abs().mean() / noise.abs().mean()
+        return (mean - noise).abs().mean() / average(noise.abs().mean())
 
     def _teach(
         self, batch: Batch, real_features: list[Tensor], fake: Tensor, fake_features: list[Tensor]
@@ -203,7 +205,7 @@ def _distance(fake: list[Tensor], real: list[Tensor], count: int) -> Tensor:
     """The mean absolute difference of the first `count` items, relative to their size: half of it in colour, half in
     features, where there are any."""
     image, *features = (
-        (a[:count].float() - b[:count].float()).abs().mean() / b[:count].float().abs().mean().clamp_min(1e-3)
+        (a[:count].float() - b[:count].float()).abs().mean() / average(b[:count].float().abs().mean()).clamp_min(1e-3)
         for a, b in zip(fake, real, strict=True)
     )
     return (image + torch.stack(features).mean()) / 2 if features else image

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segmint.config import TrainSettings
+from segmint.training.parallel import average_gradients
 from segmint.types import SegmintError
 
 
@@ -29,7 +30,8 @@ def schedule(settings: TrainSettings, step: int, steps: int) -> float:
 class PartOptimizers:
     """AdamW (Loshchilov & Hutter 2019) for each part, with gradient clipping and L1 and L2 penalties.
 
-    Weight decay and penalties apply to weight matrices and kernels, not to biases and normalisation.
+    Weight decay and penalties apply to weight matrices and kernels, not to biases and normalisation. Where several
+    processes train together, gradients are first averaged over them.
 
     Args:
         parts: the modules that are optimised separately, by name.
@@ -77,6 +79,7 @@ class PartOptimizers:
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
         with torch.no_grad():
+            average_gradients(parameters)
             self._penalize(parameters)
             gradients = [p.grad for p in parameters if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)

@@ -23,9 +23,11 @@ from segmint.data.cache import Pixels
 from segmint.data.classes import Classes, read_classes, write_classes
 from segmint.data.folder import Data, open_folder
 from segmint.methods.method import Facts, Method, build, find, load
+from segmint.ranks import rank, world
 from segmint.seeds import mix
 from segmint.training.optimizers import PartOptimizers
 from segmint.training.pace import steps_within
+from segmint.training.parallel import agree, in_turn, join, meet, told
 from segmint.training.pseudo import PredictedMasks, predict_masks
 from segmint.training.train import Images, Outcome, Watcher, fit
 from segmint.types import SegmintError
@@ -98,7 +100,7 @@ def train(
     watcher: Watcher | None = None,
     **method_settings: Any,
 ) -> Run:
-    """Train a method on a data folder.
+    """Train a method on a data folder; started by torchrun, several processes train it together.
 
     Args:
         data: a data folder, open or by its path. Generated items in it (`data + pairs`) are trained on as well.
@@ -121,6 +123,7 @@ def train(
     Raises:
         SegmintError: the data or a setting is wrong, the folder is in use, or the loss stopped being finite.
     """
+    join()
     cls = find(method)
     values = {
         "method": method,
@@ -136,25 +139,28 @@ def train(
         "training": _training(cls, settings or {}),
     }
     asked: RunSettings = parse(RunSettings, values, "settings")
-    data = data if isinstance(data, Data) else open_folder(data)
+    with in_turn():
+        data = data if isinstance(data, Data) else open_folder(data)
     asked.synthetic = [*_synthetic_roots(data), *asked.synthetic]
     data = _with_pairs(data, asked.synthetic)
-    folder = Path(out) if out is not None else next_folder(method)
+    folder = told(lambda: Path(out) if out is not None else next_folder(method))
     if (folder / "config.yaml").exists():
         raise SegmintError(
             f"{folder}: holds a run already; choose another --out, or go on: `segmint train --resume {folder}`"
         )
-    pixels, images = _prepare(data, asked)
+    with in_turn():
+        pixels, images = _prepare(data, asked)
     own = {key: value for key, value in method_settings.items() if isinstance(value, nn.Module)}
     settled = _settle(cls, asked, pixels, images, own)
     built = _build(settled, own)
     if minutes is not None:
-        asked.training, pace = steps_within(minutes, built, images, settled.training, seed)
+        asked.training, pace = told(lambda: steps_within(minutes, built, images, settled.training, seed))
         settled = _settle(cls, asked, pixels, images, own)
         settled.notes.append(pace)
         built = _build(settled, own)
-    write_classes(folder / "classes.yaml", data.classes)
-    write_run(settled, folder)
+    if rank() == 0:
+        write_classes(folder / "classes.yaml", data.classes)
+        write_run(settled, folder)
     return _fit(folder, settled, pixels, images, built, own, watcher)
 
 
@@ -169,10 +175,12 @@ def resume(folder: str | Path, watcher: Watcher | None = None, **modules: nn.Mod
     Raises:
         SegmintError: no run there, or its data has changed.
     """
+    join()
     folder = Path(folder)
     settings = read_run(folder)
-    data = _with_pairs(open_folder(settings.data), settings.synthetic)
-    pixels, images = _prepare(data, settings)
+    with in_turn():
+        data = _with_pairs(open_folder(settings.data), settings.synthetic)
+        pixels, images = _prepare(data, settings)
     return _fit(folder, settings, pixels, images, _build(settings, modules), modules, watcher)
 
 
@@ -211,14 +219,15 @@ def _prepare(data: Data, settings: RunSettings) -> tuple[Pixels, Images]:
     synthetic = [index for index in chosen if data.items[index].synthetic]
     seen = {*labelled, *synthetic}
     unlabelled = [index for index in data.split("train") if index not in seen]
-    alone = settings.budget == 0 and find(settings.method).uses_unlabelled
+    cls = find(settings.method)
+    alone = cls.uses_unlabelled and (settings.budget == 0 or cls.prepares)
     if not seen and not (alone and unlabelled):
         raise SegmintError(_no_masks(data, settings))
     validation: list[int] = []
     if "val" in data.split_names:
-        validation = [index for index in data.split("val") if pixels.rows[index]]
+        validation = [index for index in data.split("val") if pixels.rows[index] or cls.prepares]
     if settings.masks_from is None:
-        used = unlabelled if find(settings.method).uses_unlabelled else []
+        used = unlabelled if cls.uses_unlabelled else []
         return pixels, Images(pixels, labelled, used, synthetic, validation)
     predicted = predict_masks(
         pixels,
@@ -295,6 +304,8 @@ def _build(settings: RunSettings, own: Mapping[str, nn.Module]) -> Method:
     torch.manual_seed(mix(settings.seed, "build"))
     arguments = {**settings.method_settings, "image_size": tuple(settings.method_settings["image_size"])}
     method = build(settings.method, **arguments, **own)
+    if world() > 1 and (method.whole_epochs or not method.parts()):
+        raise SegmintError(f"{method.name}: is fitted by one process, not by {world()}; start it without torchrun")
     PartOptimizers(method.parts(), settings.training)
     if settings.init is not None:
         start_from(method, Path(settings.init))
@@ -329,6 +340,7 @@ def _fit(
     watcher: Watcher | None,
 ) -> Run:
     fingerprint = _fingerprint(pixels, images)
+    agree(fingerprint, f"{settings.data}: images, masks and splits are")
     known = folder / "data.sha256"
     if known.exists() and known.read_text(encoding="utf-8") != fingerprint:
         raise SegmintError(
@@ -336,9 +348,12 @@ def _fit(
             f"{', or the segmenter in ' + settings.masks_from + ',' if settings.masks_from else ''} "
             "have changed since this run began; restore them, or train anew with another --out"
         )
-    write_atomic(known, fingerprint)
+    if rank() == 0:
+        write_atomic(known, fingerprint)
     outcome = fit(method, images, settings.training, folder, seed=settings.seed, watcher=watcher)
-    write_atomic(folder / "summary.json", _summary(outcome, method, images))
+    if rank() == 0:
+        write_atomic(folder / "summary.json", _summary(outcome, method, images))
+    meet()
     return Run(folder, own)
 
 
@@ -361,6 +376,7 @@ def _summary(outcome: Outcome, method: Method, images: Images) -> str:
         "labelled": len(images.labelled),
         "unlabelled": len(images.unlabelled),
         "synthetic": len(images.synthetic),
+        "processes": world(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),

@@ -43,11 +43,12 @@ class Sampler:
 
     Args:
         labelled: items whose masks are seen; `unlabelled`: items shown without; `synthetic`: generated pairs.
-        batch_size: images a step.
+        batch_size: images a step, of each process.
         labelled_fraction: share of a batch with masks; 0: every image as often as every other.
         synthetic_fraction: share of the images with masks that is generated, where there are generated pairs.
         whole_epochs: every image exactly once an epoch; the last batch of an epoch may be smaller.
         seed: determines everything.
+        processes: how many have such a batch each; they take the images of a step in turn, one at a time.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class Sampler:
         synthetic_fraction: float,
         whole_epochs: bool,
         seed: int,
+        processes: int = 1,
     ) -> None:
         seen = set(labelled) | set(synthetic)
-        self.seen, self.batch_size, self.whole_epochs = seen, batch_size, whole_epochs
+        self.seen, self.batch_size, self.whole_epochs = seen, batch_size * processes, whole_epochs
         everything = [*labelled, *synthetic, *unlabelled]
         self.count = len(everything)
         masks = batch_size
@@ -76,11 +78,13 @@ class Sampler:
             parts: list[tuple[Sequence[int], int]] = [(everything, batch_size)]
         else:
             parts = [(labelled, masks - made), (synthetic, made), (unlabelled, batch_size - masks)]
-        self.pools = [(Pool(items, mix(seed, number)), n) for number, (items, n) in enumerate(parts) if items and n]
-        self.steps_per_epoch = -(-self.count // batch_size)
+        self.pools = [
+            (Pool(items, mix(seed, number)), n * processes) for number, (items, n) in enumerate(parts) if items and n
+        ]
+        self.steps_per_epoch = -(-self.count // self.batch_size)
 
     def at(self, step: int) -> Choice:
-        """The images of a step, 0, 1, 2, ..."""
+        """The images of a step, 0, 1, 2, ..., of all processes."""
         if self.whole_epochs:
             epoch, number = divmod(step, self.steps_per_epoch)
             start = number * self.batch_size

@@ -20,10 +20,12 @@ from segmint.config import TrainSettings
 from segmint.data.augment import augment, resolve
 from segmint.functional.metrics import confusion, mean_iou
 from segmint.methods.method import Method, save
+from segmint.ranks import rank, together, world
 from segmint.seeds import Seeds, mix
 from segmint.training.checkpoint import Log, load_state, save_state
 from segmint.training.ema import MovingAverage
 from segmint.training.optimizers import PartOptimizers
+from segmint.training.parallel import agree, any_of, check_device, collect, everyones, synchronise, told
 from segmint.training.precision import autocast, layout, place, probe
 from segmint.training.sampler import Choice, Sampler
 from segmint.types import Batch, SegmintError
@@ -98,6 +100,8 @@ def fit(
 
     Everything random at step n is seeded from (seed, n), so a resumed training repeats the uninterrupted one bit for
     bit. The best weights on validation (else the last) are in `model.safetensors` of the folder at every moment.
+    Several processes (`segmint.training.parallel.join`) train on one batch, of which each has `batch_size` images;
+    rank 0 writes the files.
 
     Args:
         method: freshly built from the run's configuration; trained in place.
@@ -108,7 +112,7 @@ def fit(
         watcher: is told the figures.
 
     Raises:
-        SegmintError: a loss stops being finite, or a file cannot be written.
+        SegmintError: a loss stops being finite, a file cannot be written, or another process has ended.
     """
     return _Training(method, images, settings, folder, seed, watcher).run()
 
@@ -133,9 +137,11 @@ class _Training:
         watcher: Watcher | None,
     ) -> None:
         self.method, self.images, self.settings = method, images, settings
-        self.folder, self.seed, self.watcher = folder, seed, watcher
+        self.folder, self.seed = folder, seed
+        self.watcher = watcher if rank() == 0 else None
         cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
         self.device = torch.device("cuda" if cuda else "cpu")
+        check_device(self.device)
         self.sampler = Sampler(
             images.labelled,
             images.unlabelled,
@@ -145,6 +151,7 @@ class _Training:
             synthetic_fraction=settings.synthetic_fraction,
             whole_epochs=method.whole_epochs,
             seed=mix(seed, "sampler"),
+            processes=world(),
         )
         self.steps = settings.steps
         if settings.epochs is not None:
@@ -158,7 +165,7 @@ class _Training:
         self.since: dict[str, float] = defaultdict(float)
 
     def run(self) -> Outcome:
-        state = load_state(self.folder)
+        state = self._state()
         self.method.to(self.device)
         self._choose_precision(state)
         place(self.method, self.outcome.precision)
@@ -166,20 +173,34 @@ class _Training:
         self.ema = MovingAverage(self.method, self.settings.ema)
         if state is not None:
             self._restore(state)
-        self.log = Log(self.folder, self.outcome.step)
+        synchronise(self.method)
+        self.log = Log(self.folder, self.outcome.step) if rank() == 0 else None
         self.saved = self.sitting = time.perf_counter()
         self.before = self.outcome.seconds
         self.method.train()
         with _stop_signals() as stop:
             while self.outcome.step < self.steps and self.outcome.status != "stopped early":
                 self._step()
-                if stop.asked:
+                stops, due = any_of([stop.asked, time.perf_counter() - self.saved > self.settings.save_every])
+                if stops:
                     self.outcome.status = "interrupted"
                     break
-                if time.perf_counter() - self.saved > self.settings.save_every:
+                if due:
                     self._checkpoint()
         self._finish()
         return self.outcome
+
+    def _state(self) -> dict[str, Any] | None:
+        """The checkpoint to go on from, if there is one."""
+        state = load_state(self.folder)
+        agree(state and state["step"], f"{self.folder}: the checkpoint is")
+        before = state.get("processes", 1) if state else world()
+        if before != world():
+            raise SegmintError(
+                f"{self.folder}: was trained by {before} processes and cannot go on with {world()}, as a batch would "
+                f"change its size; start it with torchrun and {before} processes in all, or without torchrun for one"
+            )
+        return state
 
     def _choose_precision(self, state: dict[str, Any] | None) -> None:
         if state is not None:
@@ -187,29 +208,32 @@ class _Training:
         elif self.settings.precision != "auto":
             self.outcome.precision = self.settings.precision
         elif self.method.parts() and self.steps:
-            batch = self.batch(0)
-            self.outcome.precision, self.outcome.probe = probe(self.method, batch, self.settings)
+            self.outcome.precision, self.outcome.probe = told(lambda: probe(self.method, self.batch(0), self.settings))
 
     def batch(self, step: int) -> Batch:
+        """What this process has of the images of a step: one after the other of all of them in turn."""
         choice: Choice = self.sampler.at(step)
         generator = torch.Generator().manual_seed(mix(self.seed, "batch", step))
         raters = torch.randint(2**31, (len(choice.indices),), generator=generator).tolist()
-        batch = self.images.source.batch(choice.indices, raters=raters, labelled=choice.labelled, previous=self.follows)
+        own = slice(rank(), None, world())
+        batch = self.images.source.batch(
+            choice.indices[own], raters=raters[own], labelled=choice.labelled[own], previous=self.follows
+        )
         return augment(batch.to(self.device), self.augmentation, generator)
 
     def _step(self) -> None:
         begun = time.perf_counter()
         step = self.outcome.step
         factor = self.optimizers.at(step, self.steps)
-        batch = layout(self.batch(step), self.outcome.precision)
-        torch.manual_seed(mix(self.seed, "step", step))
-        with autocast(self.outcome.precision, self.device):
-            terms = self.method.step(batch, self.optimizers)
+        with together(mix(self.seed, "step", step)):
+            batch = layout(self.batch(step), self.outcome.precision)
+            with autocast(self.outcome.precision, self.device):
+                terms = self.method.step(batch, self.optimizers)
         self.ema.update(step)
         for key, value in {**terms, **self.optimizers.norms}.items():
             self.sums[key] = self.sums.get(key, torch.zeros((), device=self.device)) + value.detach().float()
         self.since["steps"] += 1
-        self.since["images"] += len(batch)
+        self.since["images"] += len(batch) * world()
         self.since["seconds"] += time.perf_counter() - begun
         self.outcome.step = step + 1
         figures = self.method.finish_epoch() if self.sampler.ends_epoch(step) else {}
@@ -225,7 +249,8 @@ class _Training:
         count = self.since["steps"]
         if not count:
             return
-        means = {key: float(value) / count for key, value in self.sums.items()}
+        own = {key: float(value) / count for key, value in self.sums.items()}
+        means = {key: sum(values) / len(values) for key, values in everyones(own).items()}
         bad = [key for key, value in {**means, **(figures or {})}.items() if not math.isfinite(value)]
         if bad:
             raise SegmintError(
@@ -243,7 +268,9 @@ class _Training:
         rounded = {key: float(f"{value:.7g}") for key, value in figures.items()}
         epoch = self.outcome.step / self.sampler.steps_per_epoch
         seconds = self.before + time.perf_counter() - self.sitting
-        self.log.write(step=self.outcome.step, epoch=round(epoch, 3), seconds=round(seconds, 3), split=split, **rounded)
+        if self.log is not None:
+            head = {"step": self.outcome.step, "epoch": round(epoch, 3), "seconds": round(seconds, 3), "split": split}
+            self.log.write(**head, **rounded)
         if self.watcher is not None:
             self.watcher.progress(self.outcome.step, self.steps, figures)
 
@@ -268,7 +295,7 @@ class _Training:
         better = best is None or (value > best if monitor[1] == "max" else value < best)
         if better:
             self.outcome.best, self.outcome.best_step, self.stale = value, self.outcome.step, 0
-            save(self.method, self.folder)
+            self._save()
             return
         self.stale += 1
         if self.settings.patience and self.stale >= self.settings.patience:
@@ -276,15 +303,19 @@ class _Training:
 
     @torch.inference_mode()
     def _figures(self, items: Sequence[int]) -> dict[str, float]:
-        """The method's validation terms, and mIoU if it segments, over some items (first raters)."""
+        """The method's validation terms, and mIoU if it segments, over some items (of each the same rater always).
+
+        Processes take turns at blocks of them.
+        """
         self.method.eval()
         sums: dict[str, float] = defaultdict(float)
         table: Tensor | None = None
         size = max(self.settings.batch_size, 8)
-        torch.manual_seed(mix(self.seed, "validate"))
-        for start in range(0, len(items), size):
+        torch.manual_seed(mix(self.seed, "validate") + rank())
+        for start in range(0, len(items), size)[rank() :: world()]:
             chosen = list(items[start : start + size])
-            batch = self.images.source.batch(chosen, previous=self.follows).to(self.device)
+            raters = [mix(self.seed, "rater", item) for item in chosen]
+            batch = self.images.source.batch(chosen, raters=raters, previous=self.follows).to(self.device)
             batch = layout(batch, self.outcome.precision)
             with autocast(self.outcome.precision, self.device):
                 for key, value in self.method.validate(batch).items():
@@ -292,19 +323,24 @@ class _Training:
                 if "segment" not in self.method.capabilities():
                     continue
                 logits = self.method.segment(batch.image, Seeds(chosen))
-            counts = confusion(logits.argmax(1), batch.mask, logits.shape[1]).sum(0)
+            counts = confusion(logits.argmax(1), batch.mask, logits.shape[1]).sum(0).cpu()
             table = counts if table is None else table + counts
-        figures = {key: value / len(items) for key, value in sums.items()}
-        if table is not None:
-            figures["miou"] = float(mean_iou(table))
+        figures = {key: sum(values) / len(items) for key, values in everyones(sums).items()}
+        tables = [counts for counts in collect(table) if counts is not None]
+        if tables:
+            figures["miou"] = float(mean_iou(torch.stack(tables).sum(0)))
         return figures
 
     def _checkpoint(self) -> None:
         self._report(self.optimizers.at(self.outcome.step, self.steps))
         self.outcome.seconds = self.before + time.perf_counter() - self.sitting
+        self.saved = time.perf_counter()
+        if rank() != 0:
+            return
         save_state(
             self.folder,
             {
+                "processes": world(),
                 "step": self.outcome.step,
                 "seconds": self.outcome.seconds,
                 "best": self.outcome.best,
@@ -319,7 +355,6 @@ class _Training:
                 "ema": self.ema.state_dict(),
             },
         )
-        self.saved = time.perf_counter()
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.method.load_state_dict(state["method"])
@@ -342,7 +377,11 @@ class _Training:
         self._checkpoint()
         if self.outcome.best is None:
             with self.ema.applied():
-                save(self.method, self.folder)
+                self._save()
+
+    def _save(self) -> None:
+        if rank() == 0:
+            save(self.method, self.folder)
 
 
 class _Stop:
