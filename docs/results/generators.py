@@ -19,16 +19,20 @@ STEPS = {"clothes": "1500", "camvid": "600"}
 """Of every segmenter. Real labels alone were best at 900 to 1050 of 1500 steps (clothes), at 450 of 1500 (CamVid)."""
 
 PAIRS = 500
-MAKERS = ("cutpaste", "gmm", "vae", "gan", "spade", "flow")
+MAKERS = ("cutpaste", "gmm", "vae", "gan", "spade", "flow", "plain")
+PAINTERS = ("spade", "flow", "plain")
 
 
-def base() -> Job:
+FLOWS = {"flow": ("base", []), "plain": ("plain-base", options(perceptual=0))}
+"""The joint flow, and the same without the distance of features in its loss, which came later."""
+
+
+def base(flow: str) -> Job:
     """The joint flow on the images of clothes alone, no mask: every other flow starts from it."""
+    name, chosen = FLOWS[flow]
     command = ["train", "DATA/clothes", "--method", "flow", "--budget", "0", "--size", "144x96", "--steps", "2000"]
-    return Job(
-        "base",
-        [*command, *options(training__batch_size=8, training__precision="bfloat16", training__validate_every=500)],
-    )
+    usual = options(training__batch_size=8, training__precision="bfloat16", training__validate_every=500)
+    return Job(name, [*command, *chosen, *usual])
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,22 @@ class Case:
             "spade": 800 if self.budget else 1500,
             "flow": 1200 if self.data == "clothes" else 600,
         }
-        words = ["--method", method, *(["--steps", str(steps[method])] if method in steps else [])]
-        painter = method in ("flow", "spade")
-        few = ["--masks-from", f"OUT/{self.tag}/real"] if painter and self.budget else []
-        if method == "flow":
-            words += ["--init", "OUT/base", *options(training__batch_size=8, training__validate_every=600)]
+        flow = method in FLOWS
+        steps["plain"] = steps["flow"]
+        words = ["--method", "flow" if flow else method]
+        words += ["--steps", str(steps[method])] if method in steps else []
+        few = ["--masks-from", f"OUT/{self.tag}/real"] if method in PAINTERS and self.budget else []
+        start, chosen = FLOWS.get(method, ("", []))
+        if flow:
+            words += ["--init", f"OUT/{start}", *chosen]
+            words += options(training__batch_size=8, training__validate_every=600)
         job = self.train(method, *words, *few, needs=["real"] if few else [])
-        return Job(job.name, job.command, [*job.needs, *(["base"] if method == "flow" else [])])
+        return Job(job.name, job.command, [*job.needs, *([start] if flow else [])])
 
     def pairs(self, method: str, name: str, *words: str) -> Job:
         """Pairs that a generator makes; the painters paint real or predicted masks, half of them varied."""
         asked, needs = list(words), [f"{self.tag}/{method}"]
-        if method in ("flow", "spade"):
+        if method in PAINTERS:
             asked += ["--mix", "predicted=1,varied=1" if self.budget else "real=1,varied=1"]
             if self.budget:
                 asked += ["--segmenter", f"OUT/{self.tag}/real"]
@@ -82,11 +90,12 @@ class Case:
 
     def over(self) -> Job:
         """Pairs painted over photographs."""
-        return self.pairs("flow", "over-pairs", "--repaint")
+        return self.pairs("plain", "over-pairs", "--repaint")
 
-    def near(self) -> Job:
+    def near(self, flow: str = "flow") -> Job:
         """Pairs painted over photographs from closer by."""
-        return self.pairs("flow", "near-pairs", "--repaint", *options(strength=0.35, guidance=1.0))
+        name = "near-pairs" if flow == "flow" else f"{flow}-near-pairs"
+        return self.pairs(flow, name, "--repaint", *options(strength=0.35, guidance=1.0))
 
     def both(self, pairs: str, share: float = 0.25) -> Job:
         """The segmenter on real labels and pairs, at the same number of steps as on real labels alone."""
@@ -142,9 +151,11 @@ class Case:
             yield self.measured(name)
 
     def parametrizations(self) -> Iterator[Job]:
-        """Short trainings from nothing that differ in what the flow's network predicts."""
-        for kind in ("clean", "velocity", "edm"):
-            words = ["--method", "flow", "--steps", "600", *options(parametrization=kind, training__batch_size=8)]
+        """Short trainings from nothing that differ in what the flow's network predicts, and how that is judged."""
+        kinds = {kind: options(parametrization=kind, perceptual=0) for kind in ("clean", "velocity", "edm")}
+        kinds |= {"perceptual": options(perceptual=1), "perceptual3": options(perceptual=3)}
+        for kind, chosen in kinds.items():
+            words = ["--method", "flow", "--steps", "600", *chosen, *options(training__batch_size=8)]
             yield self.train(kind, *words, *options(training__validate_every=600))
             made = ["generate", f"OUT/{self.tag}/{kind}", "--count", "200", "--out", f"OUT/{self.tag}/{kind}-pairs"]
             yield Job(f"{self.tag}/{kind}-pairs", [*made, "--mix", "real=1"], [f"{self.tag}/{kind}"])
@@ -166,7 +177,7 @@ class Case:
 
 def jobs() -> Iterator[Job]:
     """All of them, in the order in which they are taken up."""
-    yield base()
+    yield from (base("plain"), base("flow"))
     clothes, camvid = ([Case(data, *SETS[data], seed) for seed in SEEDS] for data in SETS)
     whole = Case("clothes", "144x96", None, 0)
     for case in clothes:
@@ -175,13 +186,18 @@ def jobs() -> Iterator[Job]:
         for method in MAKERS:
             yield from (case.maker(method), case.pairs(method, f"{method}-pairs"), case.only(method))
             yield case.measured(method)
-        yield from (case.near(), case.only("near"), case.only("real"), case.measured("near"))
+        yield case.only("real")
+        for near in (case.near("plain"), case.near()):
+            name = near.name.rpartition("/")[2].removesuffix("-pairs")
+            yield from (near, case.only(name), case.measured(name))
     yield from whole.evaluations()
+    yield from whole.parametrizations()
     for case in camvid:
         yield from few_labels(case)
     yield camvid[0].sequences()
-    yield from whole.parametrizations()
     yield from clothes[0].others()
+    for case in clothes:
+        yield from (case.maker("plain"), case.near("plain"), case.both("plain-near"))
     for case in clothes:
         for by in ("agreement", "usefulness"):
             yield from case.assayed(by)

@@ -10,7 +10,7 @@ from segmint.seeds import Seeds
 from segmint.types import IGNORE, Batch, SegmintError
 
 SIZE = (32, 24)
-TINY = {"widths": [16, 16], "patch": 2, "alignment": 0.0}
+TINY = {"widths": [16, 16], "patch": 2, "alignment": 0.0, "perceptual": 0.0}
 
 
 @pytest.fixture
@@ -35,6 +35,22 @@ def test_unlabelled_images_teach_the_image_side_alone(flow: Method):
     terms = flow.train().loss(batch(labelled=False))
     assert float(terms["mask_loss"].detach()) == 0
     assert float(terms["image_loss"].detach()) > 0
+
+
+def test_the_perceptual_distance_is_of_noisy_images_alone_and_falls_where_the_prediction_is_true():
+    method = build("flow", classes=3, image_size=SIZE, **{**TINY, "perceptual": 1.0}).train()
+    image = batch().image
+    features = method._features(image)
+    wrong = image.flip(-1).requires_grad_()
+    shown = torch.tensor([True, False])
+    apart = method._perceptual(wrong, features, shown)
+    assert float(method._perceptual(image, features, shown)) == pytest.approx(0, abs=1e-5)
+    assert 0 < float(apart.detach()) <= 2
+    apart.backward()
+    assert float(wrong.grad[0].abs().max()) > 0
+    assert float(wrong.grad[1].abs().max()) == 0
+    assert float(method._perceptual(wrong, features, ~shown & shown).detach()) == 0
+    assert "perceptual" in method.loss(batch())
 
 
 def test_painting_depends_on_the_mask_and_on_nothing_where_it_is_unknown(flow: Method):

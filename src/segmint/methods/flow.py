@@ -16,6 +16,7 @@ from segmint.methods.method import Facts, Method, Optimizers
 from segmint.nets.encoders import EfficientNetLite0
 from segmint.nets.flow import FlowUNet
 from segmint.nets.layers import resize
+from segmint.ranks import average, gather, rand, randn_like
 from segmint.seeds import Seeds
 from segmint.types import IGNORE, Batch, SegmintError
 
@@ -44,6 +45,8 @@ class Flow(Method):
         mask_weight: weight of the masks' cross-entropy.
         alignment: weight of the cosine distance between the coarsest map and ImageNet features of the clean image
             (REPA, Yu 2025); 0 for none.
+        perceptual: weight of the distance between ImageNet features of the predicted and the true clean image (LPIPS,
+            Zhang 2018, on a flow's prediction as in Lin & Yang 2024); 0 for none.
         dropout: in the residual blocks.
         steps: of the sampler, for pairs and painting; `segment_steps`: for masks of given images.
         sampler: "euler" or "heun".
@@ -86,6 +89,7 @@ class Flow(Method):
         code: float = 0.5,
         mask_weight: float = 0.5,
         alignment: float = 0.5,
+        perceptual: float = 1.0,
         dropout: float = 0.0,
         steps: int = 8,
         segment_steps: int = 2,
@@ -99,7 +103,8 @@ class Flow(Method):
         super().__init__()
         flow.check_kind(parametrization)
         self.classes, self.channels, self.image_size = classes, in_channels, image_size
-        self.kind, self.mask_weight, self.alignment = parametrization, mask_weight, alignment
+        self.kind, self.mask_weight = parametrization, mask_weight
+        self.alignment, self.perceptual = alignment, perceptual
         self.steps, self.segment_steps, self.sampler, self.shift = steps, segment_steps, sampler, shift
         self.guidance, self.lead, self.strength, self.rare = guidance, lead, strength, rare
         self.register_buffer("codes", flow.binary_codes(classes, code))
@@ -127,7 +132,7 @@ class Flow(Method):
 
     def step(self, batch: Batch, optimizers: Optimizers) -> dict[str, Tensor]:
         """Remember the masks' class shares, then minimise the loss."""
-        counts = one_hot(batch.mask[batch.labelled], self.classes).flatten(2).sum(2)
+        counts = gather(one_hot(batch.mask[batch.labelled], self.classes).flatten(2).sum(2))
         self.bank[(self.banked + torch.arange(len(counts), device=self.bank.device)) % BANK] = counts
         self.banked += len(counts)
         return super().step(batch, optimizers)
@@ -139,22 +144,28 @@ class Flow(Method):
         image_clock, mask_clock = self._draw_clocks(batch.labelled)
         known = (batch.mask != IGNORE) | ~batch.labelled[:, None, None]
         words = flow.encode(batch.mask, self.codes)
-        state = flow.interpolate(batch.image, torch.randn_like(batch.image), image_clock)
-        mask_state = flow.interpolate(words, torch.randn_like(words), mask_clock)
+        state = flow.interpolate(batch.image, randn_like(batch.image), image_clock)
+        mask_state = flow.interpolate(words, randn_like(words), mask_clock)
         frame, frame_clock = self._draw_previous(batch)
-        told = batch.labelled & (torch.rand(len(batch), device=state.device) < 0.5)
+        told = batch.labelled & (rand(len(batch), device=state.device) < 0.5)
         shares = class_shares(batch.mask, self.classes) * told[:, None]
         clocks = torch.stack([image_clock, mask_clock, frame_clock], 1)
         clean, logits, middle = self._evaluate(state, mask_state, known, frame, clocks, shares, told)
         error = (clean - batch.image).square().mean((1, 2, 3)) * flow.loss_weight(self.kind, image_clock)
         noisy = image_clock < 1
-        terms = {"image_loss": (error * noisy).sum() / noisy.sum().clamp_min(1)}
+        terms = {"image_loss": (error * noisy).sum() / average(noisy.sum()).clamp_min(1)}
         hidden = torch.where((mask_clock < 1)[:, None, None], batch.mask, IGNORE)
         terms["mask_loss"] = cross_entropy(logits, hidden)
         total = terms["image_loss"] + self.mask_weight * terms["mask_loss"]
-        if self.alignment and self.training:
-            terms["alignment"] = self._alignment(middle, batch.image)
-            total = total + self.alignment * terms["alignment"]
+        if self.training and (self.alignment or self.perceptual):
+            features = self._features(batch.image)
+            if self.alignment:
+                terms["alignment"] = self._alignment(middle, features[3])
+                total = total + self.alignment * terms["alignment"]
+            if self.perceptual:
+                shown = noisy & (image_clock > 0.1)
+                terms["perceptual"] = self._perceptual(clean, features, shown)
+                total = total + self.perceptual * terms["perceptual"]
         return {"loss": total, **terms}
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
@@ -164,7 +175,7 @@ class Flow(Method):
     def _draw_clocks(self, labelled: Tensor) -> tuple[Tensor, Tensor]:
         """Times of images and masks for a share of each job: painting, segmenting, both noisy, mask unknown."""
         count, device = len(labelled), labelled.device
-        job = torch.rand(count, device=device)
+        job = rand(count, device=device)
         image = flow.sample_clock(count, -0.4, 1.0, device)
         mask = flow.sample_clock(count, -0.8, 1.2, device)
         mask = mask.masked_fill(job < 0.45, 1.0).masked_fill((job > 0.9) | ~labelled, 0.0)
@@ -174,18 +185,30 @@ class Flow(Method):
     def _draw_previous(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The frame before, slightly moved and noisy, where it is to be seen; its clock is 0 where it is not."""
         count, device = len(batch), batch.image.device
-        clock = (1 - 0.3 * torch.rand(count, device=device)) * (torch.rand(count, device=device) < 0.5)
+        clock = (1 - 0.3 * rand(count, device=device)) * (rand(count, device=device) < 0.5)
         frame = _moved(batch.image if batch.previous is None else batch.previous)
-        return flow.interpolate(frame, torch.randn_like(frame), clock), clock
+        return flow.interpolate(frame, randn_like(frame), clock), clock
 
-    def _alignment(self, middle: Tensor, image: Tensor) -> Tensor:
+    def _features(self, image: Tensor) -> list[Tensor]:
+        """ImageNet features of clean images, finest first."""
         if not self._teacher:
             teacher = EfficientNetLite0(self.channels).to(image.device).eval().requires_grad_(False)
             self._teacher.append(teacher)
         with torch.no_grad():
-            target = self._teacher[0](image)[3]
+            return [level.float() for level in self._teacher[0](image)]
+
+    def _alignment(self, middle: Tensor, target: Tensor) -> Tensor:
         ours = resize(self.align(middle).float(), (int(target.shape[-2]), int(target.shape[-1])))
-        return 1 - F.cosine_similarity(ours, target.float()).mean()
+        return 1 - F.cosine_similarity(ours, target).mean()
+
+    def _perceptual(self, clean: Tensor, targets: list[Tensor], shown: Tensor) -> Tensor:
+        """Mean cosine distance of the features over places, three levels, and the images shown; 0 if there is none."""
+        count = average(shown.sum()).clamp_min(1)
+        if not shown.any():
+            return clean.sum() * 0
+        ours = self._teacher[0](clean[shown])
+        distances = [1 - F.cosine_similarity(ours[k].float(), targets[k][shown]).mean((1, 2)) for k in (1, 2, 3)]
+        return torch.stack(distances).mean(0).sum() / count
 
     def _evaluate(
         self,
@@ -348,7 +371,7 @@ def _patch(patch: int | str, size: tuple[int, int]) -> int:
 def _moved(frame: Tensor, shift: float = 0.08, turn: float = 0.05) -> Tensor:
     """Each frame shifted (as a share of its sides), turned and zoomed a little, at random."""
     count, device = len(frame), frame.device
-    noise = 2 * torch.rand(count, 6, device=device) - 1
+    noise = 2 * rand(count, 6, device=device) - 1
     turned = torch.eye(2, device=device) + turn * noise[:, :4].view(count, 2, 2)
     matrix = torch.cat([turned, shift * noise[:, 4:].unsqueeze(2)], 2)
     grid = F.affine_grid(matrix, list(frame.shape), align_corners=False)
