@@ -173,6 +173,10 @@ class Data:
         if self._known_splits():
             return self._known_splits()
         masked = [index for index, item in enumerate(self.items) if item.masks]
+        if not masked:  # nothing to hold out; nothing is written either, as masks may come
+            self.notes.append("no image has a mask: all are for training, and none is held out")
+            self._splits = {"train": list(range(len(self.items)))}
+            return self._splits
         self._splits = make_splits([item.group for item in self.items], masked)
         try:
             write_splits(self.root / "splits", self._splits, [item.name for item in self.items])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from segmint.nets.encoders import EfficientNetLite0
+from segmint.ranks import alone, average
 
 
 class Discriminator(Protocol):
@@ -55,8 +56,83 @@ class ConvDiscriminator(nn.Module):
         """[x] with x [B, inputs, H, W] -> logits [B, N] of N patches."""
         x = self.body(features[0])
         # The spread over the batch tells a collapsed generator (Karras 2018, minibatch standard deviation).
-        spread = x.float().std(0, correction=0).mean().to(x.dtype).expand(len(x), 1, *x.shape[2:])
+        spread = _spread(x.float()).to(x.dtype).expand(len(x), 1, *x.shape[2:])
         return torch.as_tensor(self.head(torch.cat([x, spread], 1))).flatten(1)
+
+
+def _spread(x: Tensor) -> Tensor:
+    """The standard deviation over the whole batch [B, ...], mean over everything else; a scalar."""
+    if alone():
+        return x.std(0, correction=0).mean()
+    variance = average((x - average(x.mean(0))).square().mean(0))
+    return variance.clamp_min(1e-12).sqrt().mean()  # where all are alike, the root has no gradient
+
+
+class MaskDiscriminator(nn.Module):
+    """A fully convolutional discriminator: class probabilities in, a map of logits out (Hung 2018, section 3).
+
+    Strided convolutions and leaky ReLUs without any normalisation, so that its logits can be read as confidences. A
+    pixel that is zero in every channel is unknown to it; what lies beyond the rim looks the same.
+
+    Args:
+        inputs: channels of what it judges: K class probabilities, or K + C with the image.
+        width: channels after the first convolution; they double up to `most`.
+        depth: number of halvings.
+    """
+
+    def __init__(self, inputs: int, width: int = 32, most: int = 256, depth: int = 3) -> None:
+        super().__init__()
+        self.stride = 2**depth
+        layers: list[nn.Module] = []
+        for level in range(depth):
+            outputs = min(width * 2**level, most)
+            layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+            inputs = outputs
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Conv2d(inputs, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] -> float32 logits [B, H, W], bilinear from 1 / 2^depth of it; higher is more real."""
+        height, width = x.shape[-2:]
+        padded = F.pad(x, (0, -width % self.stride, 0, -height % self.stride))
+        logits = self.head(self.body(padded)).float()
+        full = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)
+        return full[:, 0, :height, :width]
+
+
+class LinearDiscriminant(nn.Module):
+    """The probability of "yes" given one number, from running moments of the numbers of either answer.
+
+    Fisher's linear discriminant: two Gaussians of one variance, as frequent as the answers (Bishop 2006, eqs. 4.57 to
+    4.67). In closed form, it keeps up with a discriminator whose logits change their scale while it learns.
+
+    Args:
+        decay: share of the old moments that stays at each `follow`.
+    """
+
+    moments: Tensor
+
+    def __init__(self, decay: float = 0.95) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("moments", torch.zeros(2, 3))
+
+    @torch.no_grad()
+    def follow(self, values: Tensor, answers: Tensor) -> None:
+        """Take numbers [N] and their answers, bool [N], into the moments."""
+        powers = torch.stack([torch.ones_like(values), values, values.square()]).float()
+        sums = torch.stack([(powers * (answers == answer)).sum(1) for answer in (False, True)])
+        self.moments.lerp_(average(sums) / average(sums[:, 0].sum()).clamp_min(1), 1 - self.decay)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Numbers of any shape -> logits of "yes", of that shape; zero as long as nothing has been followed."""
+        tiny = torch.finfo(torch.float32).tiny
+        share, total, squares = self.moments.unbind(1)
+        mean = total / share.clamp_min(tiny)
+        variance = (squares.sum() - (total * mean).sum()) / share.sum().clamp_min(tiny)
+        slope = (share > 0).all() * (mean[1] - mean[0]) / variance.clamp_min(1e-6)
+        prior = (share[1].clamp_min(1e-6) / share[0].clamp_min(1e-6)).log()
+        return slope * (values - mean.mean()) + prior
 
 
 class ProjectedDiscriminator(nn.Module):
