@@ -63,7 +63,20 @@ def test_a_prediction_paints_its_overlay():
     labels = torch.tensor([[0, 1]], dtype=torch.uint8)
     grey = torch.full((1, 2, 1), 100, dtype=torch.uint8)
     zeros = torch.zeros(1, 2)
-    p = Prediction(labels, torch.zeros(2, 1, 2), zeros, zeros, labels[None], grey, ("a", "b"), ((0, 0, 0), (200, 0, 0)))
+    p = Prediction(
+        labels=labels,
+        probabilities=torch.zeros(2, 1, 2),
+        uncertainty=zeros,
+        aleatoric=zeros,
+        epistemic=None,
+        errors=None,
+        expected_dice=1.0,
+        draws=labels[None],
+        alternatives=(),
+        image=grey,
+        names=("a", "b"),
+        colors=((0, 0, 0), (200, 0, 0)),
+    )
     picture = p.overlay(0.5)
     assert picture.size == (2, 1)
     assert picture.getpixel((0, 0)) == (50, 50, 50)

@@ -72,15 +72,35 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """One of the distinct masks that an image allows.
+
+    Attributes:
+        labels: uint8 [H, W], the class index of each pixel: the draw in the middle of those that resemble it.
+        weight: the share of draws that resemble it, above 0 and at most 1.
+    """
+
+    labels: Tensor
+    weight: float
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """What a segmenter says of one image.
+    """What a segmenter, or several, say of one image.
 
     Attributes:
         labels: uint8 [H, W], the most probable class index of each pixel.
-        probabilities: float32 [K, H, W], the mean over draws, summing to one over K.
-        uncertainty: float32 [H, W], the entropy of `probabilities` in nats, 0..log K.
-        epistemic: float32 [H, W], the part of `uncertainty` on which the draws differ (mutual information).
+        probabilities: float32 [K, H, W], the mean over runs and draws, summing to one over K.
+        uncertainty: float32 [H, W], the entropy of `probabilities` in nats, 0..log K (total uncertainty).
+        aleatoric: float32 [H, W], the part of `uncertainty` that the image leaves open, as far as the runs know.
+        epistemic: float32 [H, W], the rest: on what the runs differ, or the passes with dropout (mutual information);
+            None where one run alone cannot know it.
+        errors: float32 [H, W] in 0..1, where the run's own judge expects `labels` to be wrong; None without one.
+        expected_dice: 0..1, the Dice that `labels` may expect, by the run's own draws or probabilities: whether this
+            one is good enough, or a person should look.
         draws: uint8 [S, H, W], the mask of each draw.
+        alternatives: the distinct ones among the draws with their weights, which sum to one, largest first. Draws
+            belong together where their 1 - IoU is below 0.3 on average.
         image: uint8 [H, W, C], the image as it was read.
         names: the K class names; `colors`: one (red, green, blue) in 0..255 each.
     """
@@ -88,8 +108,12 @@ class Prediction:
     labels: Tensor
     probabilities: Tensor
     uncertainty: Tensor
-    epistemic: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor | None
+    errors: Tensor | None
+    expected_dice: float
     draws: Tensor
+    alternatives: tuple[Alternative, ...]
     image: Tensor
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]

@@ -60,3 +60,9 @@ def test_bars_and_intervals_name_their_rows_even_in_chinese():
 
 def test_the_same_figures_give_the_same_picture():
     assert charts.curves(log(30), ["loss"]) == charts.curves(log(30), ["loss"])
+
+
+def test_lines_have_their_labels():
+    x = np.array([0.0, 50.0, 100.0])
+    picture = charts.line_chart({"ours": (x, x / 100), "best": (x, x / 50)}, "share", "Dice")
+    assert {"ours", "best", "share", "Dice"} <= set(words(picture))

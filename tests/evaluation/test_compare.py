@@ -114,9 +114,42 @@ def test_what_cannot_be_compared_is_refused(scored, make_run, data):
         compare(base, [other], "test")
 
 
+def test_the_verdict_may_be_about_another_measure(scored):
+    good, blind = scored("good"), scored("blind", blind=True)
+    found = compare(blind, [good], "test", by="nll")
+    (other,) = found["others"]
+    assert other["difference"]["nll"]["value"] < 0
+    assert other["verdict"] == "better"  # less is better
+    assert "points of nll [-" in other["sentence"]
+    assert found["by"] == "nll"
+    assert {"nll", "aurc", "ged"} <= set(found["lower"])
+    assert not {"miou", "diversity_ratio"} & set(found["lower"])
+    assert "p" in other["difference"]["kept_80"]
+    with pytest.raises(SegmintError, match="--by: 'ged' cannot be compared; these runs have miou"):
+        compare(blind, [good], "test", by="ged")
+    with pytest.raises(SegmintError, match="--by: 'expected_dice'"):
+        compare(blind, [good], "test", by="expected_dice")
+
+
+def test_runs_scored_by_an_earlier_version_are_compared_by_what_they_have(scored):
+    good, blind = scored("good"), scored("blind", blind=True)
+    path = blind / "metrics.json"
+    scores = json.loads(path.read_text())
+    for key in [key for key in scores["test"] if key.startswith(("aurc", "kept", "image_dice", "expected", "error_"))]:
+        del scores["test"][key]
+    for key in ("doubt", "detection"):
+        del scores["test"]["per_image"][key]
+    path.write_text(json.dumps(scores))
+    (other,) = compare(blind, [good], "test")["others"]
+    assert other["verdict"] == "better"
+    assert "aurc" not in other["difference"]
+    assert "aurc" in other["scores"]
+
+
 def test_a_verdict_needs_both_the_interval_and_the_corrected_p_value():
     gain = {"value": 0.1, "low": 0.01, "high": 0.2}
     loss = {"value": -0.1, "low": -0.2, "high": -0.01}
     unsure = {"value": 0.1, "low": -0.01, "high": 0.2}
     assert [judge(d, 0.01) for d in (gain, loss, unsure)] == ["better", "worse", "neither"]
     assert [judge(d, 0.06) for d in (gain, loss, unsure)] == ["neither"] * 3
+    assert [judge(d, 0.01, "ged") for d in (gain, loss, unsure)] == ["worse", "better", "neither"]

@@ -108,7 +108,9 @@ def test_the_whole_story(story):
     pictures = [address for address in addresses if address.startswith("data:")]
     kinds = [address.split(";")[0] for address in pictures]
     assert kinds.count("data:image/png") == 4  # data, pairs, and two runs' segmentations
-    assert kinds.count("data:image/svg+xml") == 6  # two of the comparison, class shares, three runs' curves
+    assert (
+        kinds.count("data:image/svg+xml") == 8
+    )  # two of the comparison, class shares, three runs' curves, twice doubt
     again = (story / "report.html").read_text()
     assert write_report(story).read_text() == again
 

@@ -16,7 +16,9 @@ def evaluate(
     run: RunArgument,
     data: Annotated[Path | None, typer.Argument(help="A data folder; else the run's own.", show_default=False)] = None,
     split: Annotated[str, typer.Option(help="train, val, test, or a half, e.g. val-half1.")] = "val",
-    draws: Annotated[int, typer.Option(help="Draws of masks per image.", min=1)] = 1,
+    draws: Annotated[
+        int | None, typer.Option(help="Draws of masks per image; else 16 where they differ.", min=1, show_default=False)
+    ] = None,
 ) -> None:
     """Score a trained segmenter: mIoU and others, with intervals; writes metrics.json and a picture grid."""
     from segmint.config import read_run
@@ -38,12 +40,13 @@ def compare(
     baseline: RunArgument,
     others: Annotated[list[Path], typer.Argument(help="Runs to compare with it.", show_default=False)],
     split: Annotated[str, typer.Option(help="Which metrics to compare.")] = "val",
+    by: Annotated[str, typer.Option(help="The measure that the verdict is about, e.g. dice or ged.")] = "miou",
     out: Annotated[Path | None, typer.Option(help="Folder for comparison.json.")] = None,
 ) -> None:
     """Say which runs are better or worse than a baseline, over the same images, with intervals."""
     from segmint.evaluation.compare import compare as weigh
 
-    found = weigh(baseline, others, split, folder=out)
+    found = weigh(baseline, others, split, by=by, folder=out)
     for other in found["others"]:
         console.print(f"[bold]{plain(other['sentence'])}[/]", highlight=False, soft_wrap=True)
     for note in found["notes"]:

@@ -205,3 +205,19 @@ def interval_chart(names: Sequence[str], intervals: Array, unit: str) -> bytes:
         panel.tick_params(axis="y", length=0)
         panel.set_xlabel(unit)
         return _svg(figure)
+
+
+def line_chart(series: Mapping[str, tuple[Array, Array]], x: str, y: str) -> bytes:
+    """Lines by label, each with its x [N] and y [N]; what the axes say -> a picture in SVG. The first is solid."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(5.0, 2.9)
+        panel = figure.subplots()
+        for number, (words, (across, up)) in enumerate(series.items()):
+            color, dashes = SERIES[number % len(SERIES)], "-" if number == 0 else "--"
+            panel.plot(across, up, color=color, linewidth=1.6, linestyle=dashes, label=words)
+        panel.set_xlabel(x)
+        panel.set_ylabel(y)
+        panel.legend()
+        return _svg(figure)

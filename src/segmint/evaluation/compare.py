@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from segmint.config import RunSettings, read_run
-from segmint.evaluation.evaluate import CLASS_MEASURES, MEASURES, Measure, as_interval, read_tables
 from segmint.evaluation.files import read_json, read_lines, write_json
+from segmint.evaluation.tables import CLASS_MEASURES, MEASURES, Measure, as_interval, read_tables
 from segmint.functional import metrics
 from segmint.training.run import Run as TrainedRun
 from segmint.types import SegmintError
@@ -50,6 +50,7 @@ def compare(
     others: Sequence[TrainedRun | str | Path],
     split: str = "val",
     *,
+    by: str = "miou",
     folder: Path | None = None,
     resamples: int = 2000,
     seed: int = 0,
@@ -63,16 +64,19 @@ def compare(
     Args:
         baseline, others: runs, or their folders, with a metrics.json that has this split.
         split: which figures to compare.
+        by: the measure that the verdict is about; see `segmint.evaluation.tables.MEASURES`.
         folder: where to write comparison.json; None: nowhere.
         resamples, seed: of the bootstrap.
 
     Returns:
         What comparison.json holds: "baseline" and "others" with their figures; of each other its "difference"
         with interval and p-value per measure, "per_class" differences of IoU, "verdict" ("better", "worse" or
-        "neither": by mIoU, with Holm's correction over the others) and "sentence"; "answer" and "notes".
+        "neither", with Holm's correction over the others) and "sentence"; "lower" names the measures of which less is
+        better; "answer" and "notes".
 
     Raises:
-        SegmintError: a run was not evaluated on the split, or on other images, classes or sizes.
+        SegmintError: a run was not evaluated on the split, or on other images, classes or sizes; or `by` is no measure
+            that they all have.
     """
     runs = [_read(run.folder if isinstance(run, TrainedRun) else Path(run), split) for run in [baseline, *others]]
     for run in runs[1:]:
@@ -84,18 +88,21 @@ def compare(
     units = metrics.units(runs[0].entry["per_image"]["groups"])
     bootstrap = _Bootstrap(units, runs[0].entry["classes"], resamples, seed)
     found = [bootstrap.differences(strategies[0], arm) for arm in strategies[1:]]
-    adjusted = metrics.holm([one["difference"]["miou"]["p"] for one in found])
+    _check_measure(by, found)
+    adjusted = metrics.holm([one["difference"][by]["p"] for one in found])
     results = []
     for arm, label, one, p in zip(strategies[1:], labels[1:], found, adjusted, strict=True):
-        verdict = judge(one["difference"]["miou"], p)
+        verdict = judge(one["difference"][by], p, by)
         change = _change(strategies[0][0], arm[0], labels[0], label)
-        sentence = say(change, verdict, one["difference"]["miou"])
+        sentence = say(change, verdict, one["difference"][by], by)
         head = bootstrap.describe(arm, label)
         results.append({**head, **one, "p_holm": p, "verdict": verdict, "sentence": sentence})
     comparison = {
         "split": split,
         "images": len(runs[0].entry["per_image"]["names"]),
         "resampled": units.kind,
+        "by": by,
+        "lower": [key for key, measure in MEASURES.items() if measure.best == "min"],
         "baseline": bootstrap.describe(strategies[0], labels[0]),
         "others": results,
         "answer": " ".join(one["sentence"] for one in results),
@@ -106,22 +113,24 @@ def compare(
     return comparison
 
 
-def judge(difference: dict[str, float], p: float) -> str:
-    """The verdict on a difference with its corrected p-value.
+def judge(difference: dict[str, float], p: float, by: str = "miou") -> str:
+    """The verdict on a difference of a measure, with its corrected p-value.
 
     Returns:
         "better" or "worse" if the interval leaves out zero and p is below 0.05, else "neither".
     """
+    more, less = ("worse", "better") if MEASURES[by].best == "min" else ("better", "worse")
     if p < LEVEL and difference["low"] > 0:
-        return "better"
-    return "worse" if p < LEVEL and difference["high"] < 0 else "neither"
+        return more
+    return less if p < LEVEL and difference["high"] < 0 else "neither"
 
 
-def say(change: str, verdict: str, difference: dict[str, float]) -> str:
-    """The verdict in a sentence, in points of mIoU."""
+def say(change: str, verdict: str, difference: dict[str, float], by: str = "miou") -> str:
+    """The verdict in a sentence, in points (hundredths) of the measure."""
     value, low, high = (100 * difference[key] for key in ("value", "low", "high"))
     digits = 1 if max(abs(low), abs(high)) >= 1 or value == 0 else 2
-    figures = f"{value:+.{digits}f} points of mIoU [{low:+.{digits}f}, {high:+.{digits}f}]"
+    words = "mIoU" if by == "miou" else by
+    figures = f"{value:+.{digits}f} points of {words} [{low:+.{digits}f}, {high:+.{digits}f}]"
     if verdict == "neither":
         return f"{change} made the segmenter neither better nor worse beyond chance: {figures}."
     return f"{change} made the segmenter {verdict}: {figures}."
@@ -139,6 +148,13 @@ def _read(folder: Path, split: str) -> Run:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise SegmintError(f"{folder / 'metrics.json'}: {split}: incomplete ({error!r}); {remedy}") from error
     return Run(folder, settings, scores[split], tables, _generator(settings.synthetic))
+
+
+def _check_measure(by: str, found: Sequence[dict[str, Any]]) -> None:
+    """Raise a SegmintError unless this is a measure with a better and a worse that all comparisons have."""
+    able = [key for key in MEASURES if MEASURES[key].best and all(key in one["difference"] for one in found)]
+    if by not in able:
+        raise SegmintError(f"--by: {by!r} cannot be compared; these runs have {', '.join(able)}")
 
 
 def _generator(synthetic: Sequence[str]) -> str:
@@ -241,10 +257,14 @@ class _Bootstrap:
         weight = weight.masked_fill(figures.isnan(), 0)
         return (figures.nan_to_num(0) * weight).sum(1) / weight.sum(1)
 
+    def measures(self, runs: Sequence[Run]) -> dict[str, Measure]:
+        """The measures that all the runs have."""
+        return {key: measure for key, measure in MEASURES.items() if all(key in run.entry for run in runs)}
+
     def differences(self, baseline: Sequence[Run], arm: Sequence[Run]) -> dict[str, Any]:
         """Of every measure, and of each class's IoU: arm less baseline, with interval and p-value."""
         difference = {}
-        for key, measure in MEASURES.items():
+        for key, measure in self.measures([*baseline, *arm]).items():
             change = self.figures(arm, measure) - self.figures(baseline, measure)
             difference[key] = {**as_interval(metrics.interval(change)), "p": float(metrics.p_value(change))}
         change = self.figures(arm, CLASS_MEASURES["iou"]) - self.figures(baseline, CLASS_MEASURES["iou"])
@@ -254,7 +274,8 @@ class _Bootstrap:
 
     def describe(self, arm: Sequence[Run], label: str) -> dict[str, Any]:
         """A strategy's runs and figures."""
-        scores = {key: metrics.interval(self.figures(arm, measure)) for key, measure in MEASURES.items()}
+        measures = self.measures(arm)
+        scores = {key: metrics.interval(self.figures(arm, measure)) for key, measure in measures.items()}
         iou = metrics.interval(self.figures(arm, CLASS_MEASURES["iou"]))
         return {
             "label": label,

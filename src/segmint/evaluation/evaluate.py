@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +16,19 @@ from torch import Tensor
 from segmint.config import read_run
 from segmint.data.cache import Pixels
 from segmint.data.folder import Data, open_folder
+from segmint.evaluation import ambiguity
 from segmint.evaluation import pictures as paint
 from segmint.evaluation.files import read_json, write_json
-from segmint.functional import metrics
-from segmint.inference.predict import Draws, draw
+from segmint.evaluation.tables import SETS, expand, pack, summarise
+from segmint.functional import metrics, selective
+from segmint.inference.draws import Draws, draw, usual_draws
 from segmint.methods.method import Method, device_of
 from segmint.seeds import Seeds
 from segmint.training.run import Run
 from segmint.types import SegmintError
 
 SHOWN = 8
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A figure of a split: which per-image table it needs, and the statistic of the summed tables."""
-
-    table: str
-    of: metrics.Statistic
-
-
-MEASURES: Mapping[str, Measure] = {
-    "miou": Measure("confusion", metrics.mean_iou),
-    "dice": Measure("confusion", metrics.mean_dice),
-    "accuracy": Measure("confusion", metrics.pixel_accuracy),
-    "boundary_f1": Measure("boundary", metrics.mean_boundary_f1),
-    "ece": Measure("calibration", metrics.calibration_error),
-    "brier": Measure("brier", metrics.ratio),
-    "nll": Measure("nll", metrics.ratio),
-}
-CLASS_MEASURES: Mapping[str, Measure] = {
-    "iou": Measure("confusion", metrics.class_iou),
-    "dice": Measure("confusion", metrics.class_dice),
-    "boundary_f1": Measure("boundary", metrics.class_boundary_f1),
-}
+_GENERATOR = ("generates", "trained on its pairs")
 
 
 def evaluate(
@@ -58,7 +36,7 @@ def evaluate(
     data: Data | Path,
     split: str = "val",
     *,
-    draws: int = 1,
+    draws: int | None = None,
     batch_size: int = 8,
     size: tuple[int, int] | None = None,
     pictures: bool = True,
@@ -68,16 +46,18 @@ def evaluate(
 
     Figures are those of the whole split (one confusion matrix over all its pixels), at the size the run was
     trained at, with 95% bootstrap intervals over images or groups. Where several raters drew masks, truth
-    is the class most of them chose, pixel by pixel; ties go to the class that comes first.
+    is the class most of them chose, pixel by pixel; ties go to the class that comes first. Where there are several
+    raters or draws, the two sets of masks are compared as well (`segmint.functional.ambiguity`).
 
     Args:
         run: a run of `segmint train`, or its folder.
         data: the data folder, open or by its path.
         split: "train", "val" or "test", or a half of one, e.g. "val-half1".
-        draws: draws of masks averaged per image.
+        draws: draws of masks averaged per image; None: 16 where the method draws at random, else 1. More than one of a
+            method that does not are passes with dropout.
         batch_size: images at a time.
         size: height and width to evaluate at; None: that of the run.
-        pictures: whether to write pictures/segmentations-{split}.png.
+        pictures: whether to write pictures/segmentations-{split}.png, and draws-{split}.png where masks differ.
         resamples: of the bootstrap.
 
     Returns:
@@ -85,7 +65,7 @@ def evaluate(
 
     Raises:
         SegmintError: the run does not segment or does not fit the data's classes or channels, or the split
-            has no masks.
+            has no masks, or `draws` is not positive.
     """
     trained = run if isinstance(run, Run) else Run(Path(run))
     run = trained.folder
@@ -93,6 +73,9 @@ def evaluate(
     method = trained.method
     data = data if isinstance(data, Data) else open_folder(data)
     check_fits(run, method, data)
+    if draws is not None and draws < 1:
+        raise SegmintError(f"--draws: must be at least 1, not {draws}")
+    draws = usual_draws(method) if draws is None else draws
     chosen = data.split(split)
     indices = [index for index in chosen if data.items[index].masks]
     if not indices:
@@ -103,7 +86,7 @@ def evaluate(
     height, width = size or read_run(run).size or method.config["image_size"]
     pixels = Pixels.open(data, (height, width))
     method = method.to("cuda" if torch.cuda.is_available() else "cpu")
-    tables = _score(method, pixels, indices, draws, batch_size)
+    found = _score(method, pixels, indices, draws, batch_size)
     units = metrics.units([data.items[index].group for index in indices])
     entry = {
         "split": split,
@@ -118,16 +101,15 @@ def evaluate(
         "note": units.note,
         "classes": list(data.classes.names),
         "colors": [list(color) for color in data.classes.colors],
-        **summarise(tables, units, data.classes.names, resamples),
+        **summarise(expand(found), units, data.classes.names, resamples),
         "per_image": {
             "names": [data.items[index].name for index in indices],
             "groups": [data.items[index].group for index in indices],
-            **_pack(tables),
+            **pack(found),
         },
     }
     if pictures:
-        path = run / "pictures" / f"segmentations-{split}.png"
-        paint.save(_picture(method, pixels, indices, tables["confusion"], draws), path)
+        _write_pictures(run / "pictures", split, method, pixels, indices, found, draws)
     entry["seconds"] = round(time.perf_counter() - started, 2)
     _store(run / "metrics.json", split, entry)
     return entry
@@ -139,41 +121,12 @@ def truth_of(pixels: Pixels, index: int) -> Tensor:
     return masks[0] if len(masks) == 1 else metrics.majority(masks, len(pixels.data.classes))
 
 
-def summarise(
-    tables: Mapping[str, Tensor], units: metrics.Units, names: Sequence[str], resamples: int = 2000
-) -> dict[str, Any]:
-    """All measures from per-image tables, each {"value", "low", "high"}, and "per_class" by name."""
-    scores: dict[str, Any] = {
-        key: as_interval(metrics.bootstrap(tables[measure.table], measure.of, units, resamples=resamples))
-        for key, measure in MEASURES.items()
-    }
-    single = {
-        key: metrics.bootstrap(tables[measure.table], measure.of, units, resamples=resamples)
-        for key, measure in CLASS_MEASURES.items()
-    }
-    true = tables["confusion"].sum((0, 2)).double()
-    scores["per_class"] = {
-        name: {
-            "share": float(true[k] / true.sum()),
-            **{key: as_interval(bounds[:, k]) for key, bounds in single.items()},
-        }
-        for k, name in enumerate(names)
-    }
-    return scores
-
-
-def as_interval(bounds: Tensor) -> dict[str, float]:
-    """[3] -> {"value", "low", "high"}."""
-    value, low, high = bounds.tolist()
-    return {"value": value, "low": low, "high": high}
-
-
 def check_fits(run: Path, method: Method, data: Data) -> None:
     """Raise a SegmintError if the method does not segment, or not the classes and channels of the data."""
     if "segment" not in method.capabilities():
+        job, other = ("prepares others", "started from it with --init") if method.prepares else _GENERATOR
         raise SegmintError(
-            f"{run}: {method.name} does not segment, it only generates; evaluate a segmenter, "
-            "for instance one trained on its pairs"
+            f"{run}: {method.name} does not segment, it only {job}; evaluate a segmenter, for instance one {other}"
         )
     classes, channels = method.config["classes"], method.config["in_channels"]
     if classes != len(data.classes):
@@ -201,46 +154,57 @@ def _predictions(
 
 
 def _score(method: Method, pixels: Pixels, indices: Sequence[int], draws: int, batch_size: int) -> dict[str, Tensor]:
+    """Per-image tables, as `tables.expand` takes them."""
     classes = len(pixels.data.classes)
+    several = draws > 1 or any(len(pixels.rows[index]) > 1 for index in indices)
     found: dict[str, list[Tensor]] = {}
-    for said, truth in _predictions(method, pixels, indices, draws, batch_size):
-        called = said.probabilities.argmax(1)
+    for number, (said, truth) in enumerate(_predictions(method, pixels, indices, draws, batch_size)):
+        called = said.labels
         rows = {
             "confusion": metrics.confusion(called, truth, classes),
             "boundary": metrics.boundary_table(metrics.boundary_f1(called, truth, classes)),
             "calibration": metrics.calibration_table(said.probabilities, truth),
             "brier": metrics.brier_table(said.probabilities, truth),
             "nll": metrics.nll_table(said.probabilities, truth),
+            "detection": selective.detection_table(said.uncertainty / math.log(max(2, classes)), called, truth),
         }
+        if said.errors is not None:
+            rows["judge"] = selective.detection_table(said.errors, called, truth)
+        raters = [ambiguity.raters_of(pixels, index) for index in indices[number * batch_size :][:batch_size]]
+        dice = [ambiguity.mean_dice(mask, some, classes) for mask, some in zip(called.cpu(), raters, strict=True)]
+        rows["doubt"] = torch.stack([said.expected_dice().cpu(), torch.tensor(dice, dtype=torch.float64)], -1)
+        if several:
+            sets = zip(said.masks.cpu().unbind(1), raters, strict=True)
+            rows["sets"] = torch.stack([ambiguity.set_figures(masks, some, classes) for masks, some in sets])
         for key, table in rows.items():
             found.setdefault(key, []).append(table.cpu())
     return {key: torch.cat(tables) for key, tables in found.items()}
 
 
-def _pack(tables: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Tables as short lists, one per image; sums of probabilities keep four decimals."""
-    return {
-        key: [[round(number, 4) if number % 1 else int(number) for number in row] for row in table.tolist()]
-        for key, table in ((key, table.double().flatten(1)) for key, table in tables.items())
-    }
+def _write_pictures(
+    folder: Path,
+    split: str,
+    method: Method,
+    pixels: Pixels,
+    indices: Sequence[int],
+    found: Mapping[str, Tensor],
+    draws: int,
+) -> None:
+    paint.save(_picture(method, pixels, indices, found["confusion"], draws), folder / f"segmentations-{split}.png")
+    if "sets" not in found:
+        return
+    ged = found["sets"][:, SETS.index("ged")]
+    differ = ged > 1e-9
+    places = spread(-(ged.masked_fill(~differ, math.nan) if bool(differ.any()) else ged), ambiguity.ROWS)
+    captions = [
+        f"GED {float(ged[place]):.3f}\n{pixels.data.items[indices[place]].name.rpartition('/')[2]}" for place in places
+    ]
 
+    def predict(index: int) -> Draws:
+        return next(_predictions(method, pixels, [index], draws, 1))[0]
 
-def read_tables(entry: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The per-image tables of an entry of metrics.json, as `evaluate` had them.
-
-    Raises:
-        KeyError, TypeError, ValueError, RuntimeError: the entry is incomplete.
-    """
-    stored, classes = entry["per_image"], len(entry["classes"])
-    shapes = {
-        "confusion": (classes, classes),
-        "boundary": (classes, 2),
-        "calibration": (-1, 3),
-        "brier": (2,),
-        "nll": (2,),
-    }
-    images = len(stored["names"])
-    return {key: torch.tensor(stored[key], dtype=torch.float64).view(images, *shape) for key, shape in shapes.items()}
+    sheet = ambiguity.picture(pixels, [indices[place] for place in places], captions, predict)
+    paint.save(sheet, folder / f"draws-{split}.png")
 
 
 def spread(figures: Tensor, count: int) -> list[int]:
@@ -258,7 +222,7 @@ def _picture(method: Method, pixels: Pixels, indices: Sequence[int], confusion: 
     for place in places:
         index = indices[place]
         said, true = next(_predictions(method, pixels, [index], draws, 1))
-        called, truth = said.probabilities.argmax(1)[0].cpu().numpy(), true[0].cpu().numpy()
+        called, truth = said.labels[0].cpu().numpy(), true[0].cpu().numpy()
         image = np.asarray(pixels.images[index])
         rows.append(
             [

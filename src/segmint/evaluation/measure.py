@@ -13,11 +13,12 @@ from torch import Tensor
 from segmint.config import read_run
 from segmint.data.cache import Pixels
 from segmint.data.folder import Data, open_folder
-from segmint.evaluation.evaluate import as_interval, check_fits
+from segmint.evaluation.evaluate import check_fits
 from segmint.evaluation.files import read_json, read_lines, write_json
 from segmint.evaluation.pairs import MOST, Embed, embedder, evenly, features_of, maker, open_pairs
+from segmint.evaluation.tables import as_interval
 from segmint.functional import distances, metrics
-from segmint.inference.predict import draw
+from segmint.inference.draws import draw
 from segmint.methods.method import device_of
 from segmint.seeds import Seeds
 from segmint.training.run import Run

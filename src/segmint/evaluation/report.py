@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from segmint import config
-from segmint.evaluation import charts, sequences
+from segmint.evaluation import charts, doubt, sequences
 from segmint.evaluation.files import read_json, read_lines
 from segmint.types import SegmintError
 
@@ -38,6 +38,8 @@ class RunPage:
     summary: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
     segmentations: dict[str, str] = field(default_factory=dict)
+    doubt: dict[str, dict[str, Any]] = field(default_factory=dict)
+    draws: dict[str, str] = field(default_factory=dict)
     samples: dict[str, str] = field(default_factory=dict)
     curves: str = ""
     missing: list[str] = field(default_factory=list)
@@ -190,10 +192,12 @@ def _read_run(folder: Path) -> RunPage:
     page.scores = _optional(folder / "metrics.json")
     for split, entry in page.scores.items():
         _require(folder / "metrics.json", entry, ("images", "note", "per_class", "seconds", *MEASURES), f"{split} ")
+        told = doubt.tell(folder / "metrics.json", split, entry)
+        page.doubt[split] = {**told, "chart": _address(told["chart"])} if told else {}
     for path in sorted((folder / "pictures").glob("*.png")):
         kind, _, split = path.stem.partition("-")
-        if kind == "segmentations":
-            page.segmentations[split] = _picture(path)
+        if kind in ("segmentations", "draws"):
+            (page.draws if kind == "draws" else page.segmentations)[split] = _picture(path)
         else:
             page.samples[path.stem.replace("-", " ").replace("_", " ")] = _picture(path)
     return page

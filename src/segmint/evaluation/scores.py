@@ -19,7 +19,7 @@ from segmint.evaluation.sorting import Pairs
 from segmint.evaluation.usefulness import Usefulness
 from segmint.functional import metrics
 from segmint.functional.distances import copy_limit, nearest, nearest_other
-from segmint.inference.predict import draw
+from segmint.inference.draws import draw
 from segmint.methods.method import device_of
 from segmint.nets.layers import resize
 from segmint.seeds import Seeds

@@ -1,107 +1,168 @@
-"""Draws of masks, and what they say together of an image's classes and of the doubt about them."""
+"""Segment an image file: its classes, the doubt about them, and the masks that are plausible as well."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from segmint.data.io import read_image
-from segmint.methods.method import Method, device_of
+from segmint.data.io import Bytes, read_image
+from segmint.functional import ambiguity
+from segmint.inference.draws import Draws, draw
+from segmint.inference.exported import opened
+from segmint.methods.method import device_of
 from segmint.nets.layers import resize
 from segmint.seeds import Seeds
 from segmint.training.run import Run
-from segmint.types import Prediction, SegmintError
+from segmint.types import Alternative, Prediction, SegmintError
+
+Runs = Run | str | Path | Sequence[Run | str | Path]
+
+MOST_SHOWN = 2**22
+"""A method is shown images of so many pixels at most, or four times as many as it was trained on."""
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Several draws of masks for a batch of images.
-
-    Attributes:
-        probabilities: float32 [B, K, H, W], the mean over draws of the softmax.
-        uncertainty: float32 [B, H, W], the entropy of `probabilities` in nats (total uncertainty).
-        epistemic: float32 [B, H, W], total less the mean entropy of the single draws (mutual information, >= 0).
-        masks: uint8 [S, B, H, W], the most probable class of each draw.
-    """
-
-    probabilities: Tensor
-    uncertainty: Tensor
-    epistemic: Tensor
-    masks: Tensor
-
-
-def entropy(probabilities: Tensor) -> Tensor:
-    """Shannon entropy in nats over dimension 1: [B, K, H, W] -> [B, H, W]."""
-    return -torch.xlogy(probabilities, probabilities).sum(1)
-
-
-@torch.inference_mode()
-def draw(method: Method, image: Tensor, seeds: Seeds, draws: int = 1) -> Draws:
-    """Segment a batch `draws` times.
-
-    Args:
-        method: a method that segments, in evaluation mode.
-        image: float32 [B, C, H, W] in [-1, 1].
-        seeds: one per image; draw s uses the stream `seeds.fork("draw", s)`.
-        draws: S, at least 1.
-    """
-    total: Tensor | None = None
-    doubt: Tensor | None = None
-    masks = []
-    for number in range(draws):
-        single = method.segment(image, seeds.fork("draw", number)).float().softmax(1)
-        masks.append(single.argmax(1).to(torch.uint8))
-        total = single if total is None else total + single
-        doubt = entropy(single) if doubt is None else doubt + entropy(single)
-    if total is None or doubt is None:
-        raise ValueError(f"draws must be at least 1, not {draws}")
-    mean = total / draws
-    uncertainty = entropy(mean)
-    epistemic = (uncertainty - doubt / draws).clamp_min(0)
-    return Draws(mean, uncertainty, epistemic, torch.stack(masks))
-
-
-def predict(run: Run | str | Path, image: str | Path, *, draws: int = 1, seed: int = 0) -> Prediction:
+def predict(runs: Runs, image: str | Path, *, draws: int | None = None, seed: int = 0) -> Prediction:
     """Segment one image file.
 
     The image is shown to the method with its shorter side as long as that of the training images, and the result is
     brought back to the image's own size.
 
     Args:
-        run: a run whose method segments, or its folder.
+        runs: a run whose method segments, or its folder; or several, trained alike but for their seeds or settings: an
+            ensemble, from whose differences the epistemic uncertainty is known.
         image: PNG, JPEG, TIFF or WebP, of any size.
-        draws: how many masks to draw; methods without randomness draw the same one again.
+        draws: how many masks to draw of each run; None: 16 where a method draws at random, else 1. A single run whose
+            draws do not differ is drawn from by dropout, if it has any.
         seed: of the draws.
 
     Raises:
-        SegmintError: the method does not segment, `draws` is not positive, or the image cannot be read.
+        SegmintError: a method does not segment, the runs do not fit each other, `draws` is not positive, or the image
+            cannot be read.
     """
-    run = run if isinstance(run, Run) else Run(Path(run))
-    if "segment" not in run.method.capabilities():
-        raise SegmintError(f"{run.folder}: {run.method.name} does not segment; `segmint methods` lists those that do")
-    if draws < 1:
-        raise SegmintError(f"draws: must be at least 1, not {draws}")
-    pixels = read_image(Path(image), channels=run.method.config["in_channels"], depth=run.settings.depth)
+    members = open_runs(runs)
+    check_draws(draws)
+    first = members[0]
+    pixels = read_image(Path(image), channels=first.method.config["in_channels"], depth=first.settings.depth)
+    return predict_pixels(members, pixels, draws=draws, seed=seed)
+
+
+def predict_pixels(
+    members: Sequence[Run],
+    pixels: Bytes,
+    *,
+    draws: int | None = None,
+    seed: int = 0,
+    revise: Callable[[Tensor, Draws], Draws] | None = None,
+) -> Prediction:
+    """Segment an image in memory.
+
+    Args:
+        members: from `open_runs`.
+        pixels: uint8 [H, W, C], of the channels that the runs were trained on.
+        draws, seed: as in `predict`.
+        revise: may change what was drawn; it is given the image as shown, float32 [1, C, h, w], and the draws.
+
+    Raises:
+        SegmintError: it is so long and thin that its shorter side cannot be shown as long as at training.
+    """
+    first = members[0]
     whole = (int(pixels.shape[0]), int(pixels.shape[1]))
     original = torch.from_numpy(np.array(pixels))
-    scale = min(run.size) / min(whole)
-    small = (max(1, round(whole[0] * scale)), max(1, round(whole[1] * scale)))
-    shown = original.permute(2, 0, 1)[None].float() / 127.5 - 1
-    shown = torch.nn.functional.interpolate(shown, size=small, mode="bilinear", antialias=True)
-    found = draw(run.method, shown.clamp(-1, 1).to(device_of(run.method)), Seeds([seed]), draws)
+    shown = fitted(original, first.size).to(device_of(first.method))
+    found = draw([run.method for run in members], shown, Seeds([seed]), draws)
+    if revise is not None:
+        found = revise(shown, found)
     probabilities = resize(found.probabilities, whole)[0].cpu()
-    masks = torch.nn.functional.interpolate(found.masks.float(), size=whole, mode="nearest")
     return Prediction(
         labels=probabilities.argmax(0).to(torch.uint8),
         probabilities=probabilities,
-        uncertainty=resize(found.uncertainty[None], whole)[0, 0].cpu(),
-        epistemic=resize(found.epistemic[None], whole)[0, 0].cpu(),
-        draws=masks[:, 0].to(torch.uint8).cpu(),
+        uncertainty=_enlarge(found.uncertainty, whole),
+        aleatoric=_enlarge(found.aleatoric, whole),
+        epistemic=None if found.epistemic is None else _enlarge(found.epistemic, whole),
+        errors=None if found.errors is None else _enlarge(found.errors, whole),
+        expected_dice=float(found.expected_dice()[0]),
+        draws=_enlarge_masks(found.masks, whole),
+        alternatives=_alternatives(found, whole),
         image=original,
-        names=run.classes.names,
-        colors=run.classes.colors,
+        names=first.classes.names,
+        colors=first.classes.colors,
     )
+
+
+def check_draws(draws: int | None) -> None:
+    """Raise a SegmintError if there are to be fewer draws than one."""
+    if draws is not None and draws < 1:
+        raise SegmintError(f"draws: must be at least 1, not {draws}")
+
+
+def open_runs(runs: Runs) -> list[Run]:
+    """A run or several, or exported models, as a list of runs that can be an ensemble.
+
+    Raises:
+        SegmintError: there is none, one does not segment, or they differ in classes, channels or image size.
+    """
+    several = [runs] if isinstance(runs, Run | str | Path) else list(runs)
+    members = [opened(run) for run in several]
+    if not members:
+        raise SegmintError("runs: none given; name a run folder, or several")
+    for run in members:
+        if "segment" not in run.method.capabilities():
+            raise SegmintError(
+                f"{run.folder}: {run.method.name} does not segment; `segmint methods` lists those that do"
+            )
+    first = members[0]
+    for run in members[1:]:
+        facts = (
+            ("classes", run.classes.names, first.classes.names),
+            ("channels", run.method.config["in_channels"], first.method.config["in_channels"]),
+            ("image sizes", run.size, first.size),
+            ("bit depths", run.settings.depth, first.settings.depth),
+        )
+        for words, ours, theirs in facts:
+            if ours != theirs:
+                raise SegmintError(
+                    f"{run.folder}: {words} {ours} differ from {first.folder}'s {theirs}; the runs of an ensemble are "
+                    "trained on the same data at the same size"
+                )
+    return members
+
+
+def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """An image as a method is shown it: uint8 [H, W, C] -> float32 [1, C, h, w] in [-1, 1], min(h, w) = min(size).
+
+    Raises:
+        SegmintError: it would be far larger than the training images.
+    """
+    scale = min(size) / min(image.shape[:2])
+    small = (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale)))
+    if small[0] * small[1] > max(MOST_SHOWN, 4 * size[0] * size[1]):
+        raise SegmintError(
+            f"{image.shape[0]} x {image.shape[1]} pixels: too long and thin to be shown with its shorter side as at "
+            f"training ({small[0]} x {small[1]}); cut it, or segment it at its own size with --tile"
+        )
+    shown = image.permute(2, 0, 1)[None].float() / 127.5 - 1
+    return interpolate(shown, size=small, mode="bilinear", antialias=True).clamp(-1, 1)
+
+
+def _enlarge(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """float [1, h, w] -> [H, W], bilinear, on the CPU."""
+    return resize(values[None], size)[0, 0].cpu()
+
+
+def _enlarge_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [S, 1, h, w] -> [S, H, W], the nearest pixel's, on the CPU."""
+    return interpolate(masks.float(), size=size, mode="nearest")[:, 0].to(torch.uint8).cpu()
+
+
+def _alternatives(found: Draws, size: tuple[int, int]) -> tuple[Alternative, ...]:
+    """The distinct ones among the draws of one image, the most frequent first."""
+    masks = found.masks.transpose(0, 1)
+    table = ambiguity.distances(masks, masks, ambiguity.foreground(found.probabilities.shape[1]))[0]
+    groups = ambiguity.clusters(table)
+    chosen = _enlarge_masks(found.masks[[place for place, _ in groups]], size)
+    return tuple(Alternative(labels, weight) for labels, (_, weight) in zip(chosen, groups, strict=True))
