@@ -69,7 +69,8 @@ def test_types_imports_nothing_of_ours():
 def test_the_public_names_are_these():
     assert set(segmint.__all__) == {
         "IGNORE", "Batch", "Data", "Method", "Prediction", "Run", "Seeds", "SegmintError", "assay", "build", "check",
-        "compare", "evaluate", "generate", "load", "measure", "open", "predict", "report", "resume", "save", "train",
+        "compare", "convert", "evaluate", "generate", "load", "measure", "open", "predict", "report", "resume", "save",
+        "train",
     }  # fmt: skip
     for name in segmint.__all__:
         assert getattr(segmint, name).__doc__ or name == "IGNORE"

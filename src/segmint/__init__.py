@@ -9,6 +9,7 @@ from segmint.types import IGNORE, Batch, Prediction, SegmintError
 
 if TYPE_CHECKING:
     from segmint.data.check import check
+    from segmint.data.convert import convert
     from segmint.data.folder import Data
     from segmint.data.folder import open_folder as open
     from segmint.evaluation.assay import assay
@@ -35,6 +36,7 @@ __all__ = [
     "build",
     "check",
     "compare",
+    "convert",
     "evaluate",
     "generate",
     "load",
@@ -49,6 +51,7 @@ __all__ = [
 
 _HOMES = {
     "check": "data.check:check",
+    "convert": "data.convert:convert",
     "Data": "data.folder:Data",
     "open": "data.folder:open_folder",
     "assay": "evaluation.assay:assay",
