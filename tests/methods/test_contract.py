@@ -17,9 +17,15 @@ from segmint.types import IGNORE, Batch, SegmintError
 
 SMALL: dict[str, dict[str, Any]] = {
     "supervised": {"encoder_name": "plain", "decoder_channels": [16, 16, 16, 16]},
-    "flow": {"widths": [16, 16], "alignment": 0.0},
+    "adversarial": {"encoder_name": "plain", "decoder_channels": [16, 16, 16, 16], "width": 8, "self_taught_from": 2},
+    "denoise": {"encoder_name": "plain", "decoder_channels": [16, 16, 16, 16], "gamma": [0.8, 0.95]},
+    "consistency": {"encoder_name": "plain", "decoder_channels": [16, 16, 16, 16], "views": 2, "feature_dropout": 0.5},
+    "flow": {"widths": [16, 16], "alignment": 0.0, "perceptual": 0.0},
+    "maskflow": {"encoder_name": "plain", "decoder_channels": [16, 16, 16, 16], "widths": [16, 16], "steps": 4},
     "gan": {"image_discriminator": "none", "width": 8, "warm_start": 2},
     "vae": {"width": 8, "latent": 8},
+    "stochastic": {"encoder_name": "plain", "decoder_channels": [16, 16, 16, 16], "rank": 4, "samples": 4},
+    "variational": {"encoder_name": "plain", "decoder_channels": [16, 16, 16, 16], "warmup": 2},
     "spade": {"discriminator": "plain", "width": 4, "warm_start": 2},
 }
 SIZE = (32, 24)
