@@ -79,7 +79,7 @@ def predict_pixels(
         found = revise(shown, found)
     probabilities = resize(found.probabilities, whole)[0].cpu()
     return Prediction(
-        labels=probabilities.argmax(0).to(torch.uint8),
+        labels=probabilities.max(0).indices.to(torch.uint8),
         probabilities=probabilities,
         uncertainty=_enlarge(found.uncertainty, whole),
         aleatoric=_enlarge(found.aleatoric, whole),

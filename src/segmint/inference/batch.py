@@ -1,0 +1,341 @@
+"""Segment many images and videos into a folder; called again, it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from segmint.config import write_atomic
+from segmint.data.io import MAX_PIXELS, Bytes, read_image
+from segmint.data.windows import Decoded, Place, Raster, TiffRaster, Window, is_tiff, open_raster, read_place
+from segmint.inference.inputs import STDIN, Input, find_inputs
+from segmint.inference.outputs import Result, WriteError, check_kinds, path_of, writing
+from segmint.inference.predict import Runs, check_draws, open_runs, predict_pixels
+from segmint.inference.tally import Row, Tally, cell_of, read_csv, write_csv
+from segmint.inference.tiles import Cell, Tiling, segment_tiles
+from segmint.inference.video import MEMORY, VIDEO_KINDS, predict_video
+from segmint.training.run import Run
+from segmint.types import SegmintError, reason
+
+Progress = Callable[[str, int, int], None]
+"""Told what is counted ("images", "tiles" or "frames"), how many are done, and of how many (0: not known)."""
+
+SAVED = ("masks", "overlays")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the images.
+
+    Attributes:
+        out: the folder with the results.
+        done: how many images and videos were segmented now; `skipped`: how many had been before.
+        failed: what could not be segmented, and why.
+    """
+
+    out: Path
+    done: int
+    skipped: int
+    failed: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class _How:
+    """How all images of a folder are segmented; see `predict_folder`."""
+
+    members: Sequence[Run]
+    draws: int | None
+    seed: int
+    tiling: Tiling | None
+    memory: float
+    most: int | None
+
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[Raster]:
+        """An image to be segmented so, with the channels that the runs expect."""
+        if self.tiling is None:
+            yield Decoded(read_whole(path, self.members[0]))
+            return
+        with open_raster(path, self.members[0].settings.depth) as raster:
+            _refuse_channels(path, raster, self.members[0])
+            yield raster
+
+    def cells(self, raster: Raster, progress: Callable[[int, int], None]) -> Iterator[Cell]:
+        """The parts of an image, segmented."""
+        if self.tiling is None:
+            pixels = raster.read(Window(0, 0, *raster.size))
+            yield cell_of(predict_pixels(self.members, pixels, draws=self.draws, seed=self.seed))
+            return
+        methods = [run.method for run in self.members]
+        yield from segment_tiles(methods, raster, self.tiling, draws=self.draws, seed=self.seed, progress=progress)
+
+    def facts(self) -> dict[str, Any]:
+        """As predictions.json keeps it, to be compared when it is called again."""
+        tiling = self.tiling
+        return {
+            "models": [{"path": str(run.folder), "sha256": digest(run)} for run in self.members],
+            "draws": self.draws,
+            "seed": self.seed,
+            "tile": None if tiling is None else tiling.tile,
+            "overlap": None if tiling is None else tiling.overlap,
+            "scale": None if tiling is None else tiling.scale,
+            "smooth": self.memory,
+            "frames": self.most,
+        }
+
+
+def predict_folder(
+    runs: Runs,
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    save: Sequence[str] = SAVED,
+    draws: int | None = None,
+    seed: int = 0,
+    tiling: Tiling | None = None,
+    memory: float = MEMORY,
+    most: int | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Segment images, videos and whole folders of them.
+
+    Writes, into a folder for each kind that is saved, masks/NAME.png (class ids with the classes' colours as palette),
+    overlays/NAME.png or .jpg, probabilities/NAME.npz ("probabilities", float16 [H, W, K]), and maps of uncertainty,
+    aleatoric, epistemic (8 bits: 255 is log K nats) and errors (255 is 1). Of a TIFF all but the probabilities are
+    TIFFs with its place on the map and its resolution. predictions.csv has a row for each image; predictions.json says
+    how it was done. For videos see `predict_video`.
+
+    Called again, it leaves out what is there, unless the image is newer. What cannot be read is left out and told at
+    the end.
+
+    Args:
+        runs: as in `segmint.predict`; also models that `segmint export` wrote.
+        inputs: see `segmint.inference.inputs.find_inputs`.
+        out: the folder for the results.
+        save: which kinds, of `segmint.inference.outputs.KINDS`.
+        draws, seed: as in `segmint.predict`.
+        tiling: segment images at their own resolution in tiles, instead of whole with the shorter side as at training.
+        memory: how far frames of a video before count; 0: not at all.
+        most: leave off after so many frames of each video.
+        progress: told how it goes.
+
+    Raises:
+        SegmintError: the runs do not fit each other; an input does not exist; results would have the same name, or lie
+            among the images; a setting is wrong, or not that of the results that are there; the disk is full.
+    """
+    check_draws(draws)
+    kinds, folder = check_kinds(save), Path(out)
+    how = _How(open_runs(runs), draws, seed, tiling, memory, most)
+    jobs = find_inputs(inputs, folder)
+    _refuse_own(jobs, folder)
+    _settle(folder, how)
+    return _Desk(how, folder, kinds, progress or (lambda *_: None)).work(jobs)
+
+
+def digest(run: Run) -> str:
+    """SHA-256 of a run's model, or of an exported one."""
+    path = run.folder
+    files = [path, path.with_suffix(".bin")] if path.is_file() else [path / "method.json", path / "model.safetensors"]
+    total = hashlib.sha256(json.dumps(dict(run.changes), default=str).encode())
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as opened:
+                total.update(hashlib.file_digest(opened, "sha256").digest())
+    return total.hexdigest()
+
+
+def _refuse_own(jobs: Sequence[Input], out: Path) -> None:
+    """Refuse inputs that lie where results go."""
+    taken = {(out / kind).resolve() for kind in check_kinds(SAVED)}
+    for job in jobs:
+        if not job.moving and job.source != STDIN and taken & set(job.path.resolve().parents):
+            raise SegmintError(f"{job.source}: lies where results go (--out {out}); choose another folder for them")
+
+
+def _settle(folder: Path, how: _How) -> None:
+    """Write down how it is done, or refuse to mix with what was done otherwise."""
+    path, facts = folder / "predictions.json", how.facts()
+    if path.is_file():
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise SegmintError(f"{path}: damaged; remove the folder, or choose another --out") from error
+        plain: list[list[Any]] = [
+            [[model["sha256"] for model in value] if key == "models" else value for key, value in one.items()]
+            for one in (facts, known)
+        ]
+        changed = [key for key, ours, theirs in zip(facts, *plain, strict=False) if ours != theirs]
+        if changed:
+            told = ", ".join(
+                "other models" if key == "models" else f"{key} {known.get(key)} instead of {facts[key]}"
+                for key in changed
+            )
+            raise SegmintError(f"{folder}: holds results with other settings ({told}); choose another --out")
+        return
+    classes = how.members[0].classes
+    text = {
+        "settings": facts,
+        "classes": [
+            {"id": number, "name": name, "color": list(color)}
+            for number, name, color in zip(classes.ids, classes.names, classes.colors, strict=True)
+        ],
+        "scales": {
+            "uncertainty, aleatoric, epistemic": "value / 255 * log(number of classes), in nats",
+            "errors": "value / 255, a probability",
+        },
+    }
+    with writing():
+        _written(path, json.dumps(text, indent=2, ensure_ascii=False))
+
+
+def _written(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text)
+    except OSError as error:
+        raise SegmintError(f"{path}: cannot be written ({reason(error)}); free or choose a place") from error
+
+
+@dataclass
+class _Desk:
+    """One call of `predict_folder` at work."""
+
+    how: _How
+    out: Path
+    kinds: tuple[str, ...]
+    progress: Progress
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    done: int = 0
+    skipped: int = 0
+
+    def work(self, jobs: Sequence[Input]) -> Outcome:
+        table = self.out / "predictions.csv"
+        rows = {row["name"]: row for row in read_csv(table)}
+        saved = time.monotonic()
+        try:
+            for number, job in enumerate(jobs):
+                self.progress("images", number, len(jobs))
+                self._one(job, rows)
+                if time.monotonic() - saved > 5:
+                    write_csv(table, list(rows.values()))
+                    saved = time.monotonic()
+        finally:
+            if rows:
+                write_csv(table, list(rows.values()))
+        self.progress("images", len(jobs), len(jobs))
+        return Outcome(self.out, self.done, self.skipped, tuple(self.failed))
+
+    def _one(self, job: Input, rows: dict[str, Row]) -> None:
+        """Segment one input, unless it is there; note why where that fails."""
+        try:
+            if self._is_there(job, rows.get(job.name)):
+                self.skipped += 1
+                return
+            if job.moving:
+                self._video(job)
+            else:
+                rows[job.name] = self._image(job)
+            self.done += 1
+        except WriteError:
+            raise
+        except SegmintError as error:
+            told = str(error) if job.source in str(error) else f"{job.source}: {error}"
+            self.failed.append((job.source, told))
+        except MemoryError:
+            self.failed.append((job.source, f"{job.source}: does not fit into memory; segment it in tiles (--tile)"))
+
+    def _is_there(self, job: Input, row: Row | None) -> bool:
+        """Whether all that is wanted of an input is there, and no older than it."""
+        if job.source == STDIN or (job.moving and not job.path.exists()):
+            return False
+        if not job.moving and row is not None and row["file"] != str(job.path.resolve()):
+            raise WriteError(
+                f"{job.source}: {self.out} holds results of {row['file']} under the same name; choose another --out"
+            )
+        if job.moving:
+            paths = [self.out / "frames" / f"{job.name}.csv"]
+        else:
+            paths = [path_of(self.out, kind, job.name, job.path.suffix) for kind in self.kinds]
+        if not job.moving and row is None:
+            return False
+        born = job.path.stat().st_mtime_ns
+        return all(path.is_file() and path.stat().st_mtime_ns >= born for path in paths)
+
+    def _video(self, job: Input) -> None:
+        how = self.how
+        predict_video(
+            how.members,
+            job.source,
+            self.out,
+            job.name,
+            kinds=[kind for kind in self.kinds if kind in VIDEO_KINDS],
+            draws=how.draws,
+            seed=how.seed,
+            memory=how.memory,
+            most=how.most,
+            progress=partial(self.progress, "frames"),
+        )
+
+    def _image(self, job: Input) -> Row:
+        """Segment an image, write what is wanted of it, and return its row."""
+        classes, suffix = self.how.members[0].classes, "" if job.source == STDIN else job.path.suffix
+        paths = {kind: path_of(self.out, kind, job.name, suffix) for kind in self.kinds}
+        tally = Tally(classes)
+        with _local(job) as path, self.how.opened(path) as raster:
+            place = read_place(path) if is_tiff(path) else Place()
+            with Result(paths, raster.size, classes, place) as result:
+                for cell in self.how.cells(raster, partial(self.progress, "tiles")):
+                    result.put(cell, raster)
+                    tally.add(cell)
+                result.write()
+            height, width = raster.size
+        file = STDIN if job.source == STDIN else str(job.path.resolve())
+        return {"name": job.name, "file": file, "height": str(height), "width": str(width), **tally.row()}
+
+
+def read_whole(path: Path, run: Run) -> Bytes:
+    """The pixels of an image as a run expects them, uint8 [H, W, C].
+
+    Raises:
+        SegmintError: it cannot be read, is too large, or is grey where the run was trained on colour or the reverse.
+    """
+    if is_tiff(path):
+        with TiffRaster(path) as raster:
+            if raster.size[0] * raster.size[1] > MAX_PIXELS:
+                raise SegmintError(
+                    f"{path}: {raster.size[1]} x {raster.size[0]} pixels, but {MAX_PIXELS:,} at most are read at once; "
+                    "segment it in tiles (--tile 512)"
+                )
+    pixels = read_image(path, depth=run.settings.depth)
+    _refuse_channels(path, Decoded(pixels), run)
+    return pixels
+
+
+def _refuse_channels(path: Path, raster: Raster, run: Run) -> None:
+    wanted, kinds = run.method.config["in_channels"], {1: "grey", 3: "in colour"}
+    if raster.channels != wanted:
+        raise SegmintError(
+            f"{path}: is {kinds[raster.channels]}, but the run was trained on images that are {kinds[wanted]}; "
+            "convert it, or train on images like it"
+        )
+
+
+@contextmanager
+def _local(job: Input) -> Iterator[Path]:
+    """The file of an input; what comes from standard input is put into a temporary one."""
+    if job.source != STDIN:
+        yield job.path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "standard-input"
+        path.write_bytes(sys.stdin.buffer.read())
+        yield path
