@@ -172,7 +172,9 @@ def _cell(window: Window, found: Tensor, parts: tuple[str, ...]) -> Cell:
     maps["aleatoric"] = maps["aleatoric"].minimum(uncertainty)
     if "epistemic" in maps:
         maps["epistemic"] = uncertainty - maps["aleatoric"]
-    return Cell(window, probabilities, {"uncertainty": uncertainty, **maps}, probabilities.max(0).indices.to(torch.uint8))
+    return Cell(
+        window, probabilities, {"uncertainty": uncertainty, **maps}, probabilities.max(0).indices.to(torch.uint8)
+    )
 
 
 def _weights(spans: Sequence[Span], place: int) -> Tensor:
