@@ -43,7 +43,9 @@ class StopAt:
         if step >= self.step:
             self.step = 10**9
             if self.number == signal.SIGTERM:
-                assert signal.getsignal(self.number) is not signal.SIG_DFL, f"not minded in {threading.current_thread()}"
+                assert signal.getsignal(self.number) is not signal.SIG_DFL, (
+                    f"not minded in {threading.current_thread()}"
+                )
             os.kill(os.getpid(), self.number)
 
 
