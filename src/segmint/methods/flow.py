@@ -14,7 +14,7 @@ from segmint.functional import flow
 from segmint.functional.losses import class_shares, cross_entropy, one_hot
 from segmint.methods.method import Facts, Method, Optimizers
 from segmint.nets.encoders import EfficientNetLite0
-from segmint.nets.flow import FlowUNet
+from segmint.nets.flow import FlowUNet, usual_patch
 from segmint.nets.layers import resize
 from segmint.ranks import average, gather, rand, randn_like
 from segmint.seeds import Seeds
@@ -363,9 +363,7 @@ class _Painter:
 
 
 def _patch(patch: int | str, size: tuple[int, int]) -> int:
-    if patch == "auto":
-        return 4 if min(size) >= 64 else 2
-    return int(patch)
+    return usual_patch(size) if patch == "auto" else int(patch)
 
 
 def _moved(frame: Tensor, shift: float = 0.08, turn: float = 0.05) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from segmint.functional import flow
 from segmint.functional.losses import compose, settle
 from segmint.methods.method import Facts, Method
+from segmint.nets.flow import usual_patch
 from segmint.nets.layers import resize
 from segmint.nets.maskflow import MaskDenoiser
 from segmint.nets.segmenter import build_segmenter, logits_of
@@ -282,7 +283,7 @@ def simplex_codes(classes: int) -> Tensor:
 
 def _patch(patch: int | str, size: tuple[int, int]) -> int:
     if patch == "auto":
-        return 4 if min(size) >= 64 else 2
+        return usual_patch(size)
     if isinstance(patch, str):
         raise SegmintError(f"maskflow.patch: there is no {patch!r}; give an even number of pixels, or auto")
     return patch

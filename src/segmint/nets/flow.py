@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from segmint.nets.layers import groups
 
 
+def usual_patch(size: tuple[int, int]) -> int:
+    """The side of the patches for images of this height and width: 4 from 64 pixels on, else 2."""
+    return 4 if min(size) >= 64 else 2
+
+
 class FourierFeatures(nn.Module):
     """Numbers in 0..1 as sines and cosines of `width` frequencies."""
 
