@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,27 @@ def test_openvino_gives_the_same(segmenter: Run, tmp_path: Path):
     (tmp_path / "model.bin").unlink()
     with pytest.raises(SegmintError, match="missing; it belongs to"):
         open_exported(tmp_path / "model.xml")
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_a_signal_after_openvino_models_came_and_went_is_handled(segmenter: Run, tmp_path: Path):
+    path = export(segmenter, "openvino", out=tmp_path / "model.xml").path
+    code = (
+        "import faulthandler, gc, os, signal, torch\n"
+        "from segmint.inference.exported import open_exported\n"
+        "from segmint.seeds import Seeds\n"
+        "faulthandler.enable()\n"
+        "signal.signal(signal.SIGTERM, lambda number, frame: print('handled'))\n"
+        f"used = [open_exported({str(path)!r}) for _ in range(4)]\n"
+        "for run in used:\n"
+        "    run.method.segment(torch.zeros(1, 3, 16, 16), Seeds.range(1))\n"
+        "del run\n"
+        "while used:\n"
+        "    del used[0]; gc.collect()\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_noise_is_an_input_and_draws_are_those_of_the_run(drawer: Run, tmp_path: Path, shapes: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, TypeAlias
@@ -106,11 +107,9 @@ class OpenVinoEngine:
 
     def part(self, inputs: Sequence[str], outputs: Sequence[str]) -> Part:
         """A compiled model of its own for this part."""
-        import openvino
-
         hint = "bf16" if self.precision == "bfloat16" else "f32"
         config = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        compiled = openvino.Core().compile_model(
+        compiled = core().compile_model(
             between(self._read(), inputs, outputs), "CPU", {**config, "PERFORMANCE_HINT": "LATENCY"}
         )
         ports = [compiled.output(place) for place in range(len(outputs))]
@@ -124,14 +123,25 @@ class OpenVinoEngine:
         return run
 
     def _read(self) -> Any:
-        import openvino
-
         if not self.path.with_suffix(".bin").is_file():
             raise SegmintError(f"{self.path.with_suffix('.bin')}: missing; it belongs to {self.path.name}: copy both")
         try:
-            return openvino.Core().read_model(str(self.path))
+            return core().read_model(str(self.path))
         except RuntimeError as error:
             raise SegmintError(f"{self.path}: damaged ({reason(error)}); export it again") from error
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's core, one for the whole process.
+
+    Each core gives the thread another stack for signals, and takes it away with itself: of two cores that end in
+    another order than they began, one leaves a stack that is no longer there, and the next signal, such as a Ctrl-C or
+    a SIGTERM, crashes Python.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def between(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:

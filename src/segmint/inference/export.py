@@ -14,7 +14,7 @@ from torch import nn
 
 from segmint.data.folder import Data, open_folder
 from segmint.data.io import replacing
-from segmint.inference.engines import ports_of, require
+from segmint.inference.engines import core, ports_of, require
 from segmint.inference.exported import ExportedRun, classes_facts, kind_of
 from segmint.inference.parity import POINTS, Parity, compare, read_pixels, spread, with_scores
 from segmint.inference.predict import fitted
@@ -216,7 +216,7 @@ def _save(model: onnx.ModelProto, facts: Mapping[str, Any], path: Path) -> None:
         return
     import openvino
 
-    converted = openvino.Core().read_model(model.SerializeToString())
+    converted = core().read_model(model.SerializeToString())
     _antialias(converted)
     converted.set_rt_info(next(entry.value for entry in model.metadata_props if entry.key == KEY), [KEY])
     openvino.save_model(converted, str(path), compress_to_fp16=False)
