@@ -135,3 +135,14 @@ def test_trained_on_generated_pairs_alone(shapes: Path, tmp_path: Path):
     assert json.loads((vae.folder / "summary.json").read_text())["unlabelled"] == 8
     with pytest.raises(SegmintError, match="budget: 0 leaves supervised no mask to learn from"):
         train(shapes, out=tmp_path / "none", budget=0, settings=QUICK, **PLAIN)
+
+
+def test_a_copy_of_the_images_is_as_good(shapes: Path, teacher: Path, tmp_path: Path):
+    copy = shutil.copytree(shapes, tmp_path / "copy", copy_function=shutil.copy)
+    first = predict_masks(Pixels.open(open_folder(shapes)), [11, 12], teacher)
+    again = predict_masks(Pixels.open(open_folder(copy)), [11, 12], teacher)
+    assert again.digest == first.digest
+    (copy / "images" / "12.png").write_bytes((copy / "images" / "11.png").read_bytes())
+    moved = predict_masks(Pixels.open(open_folder(copy)), [11, 12], teacher)
+    assert moved.digest != first.digest
+    assert torch.equal(moved.batch([12]).mask, moved.batch([11]).mask)

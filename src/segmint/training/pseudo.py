@@ -81,8 +81,10 @@ def predict_masks(
         SegmintError: there is no such run, it does not segment, or it was trained on other classes or channels.
     """
     method = _segmenter(pixels, run)
-    digest = _digest(pixels, items, run, confidence)
-    path, shape = cache_folder() / f"{digest}.predicted.u8", (len(items), *pixels.size)
+    files = [pixels.data.items[item].image for item in items]
+    digest = _digest(run, confidence, pixels.size, [path.stat().st_size for path in files])
+    stamps = [(str(path.resolve()), path.stat().st_mtime_ns) for path in files]
+    path, shape = cache_folder() / f"{_hash([digest, stamps])}.predicted.u8", (len(items), *pixels.size)
     if not path.is_file() or path.stat().st_size != int(np.prod(shape)):
         cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         with replacing(path) as temporary, temporary.open("wb") as file:
@@ -111,12 +113,14 @@ def _segmenter(pixels: Pixels, run: Path) -> Method:
     return method
 
 
-def _digest(pixels: Pixels, items: Sequence[int], run: Path, confidence: float) -> str:
+def _digest(run: Path, confidence: float, size: tuple[int, int], bytes_of: Sequence[int]) -> str:
+    """Stays the same when the images are copied to another place."""
     weights = hashlib.sha256((run / "model.safetensors").read_bytes())
     weights.update((run / "method.json").read_bytes())
-    files = [pixels.data.items[item].image for item in items]
-    stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    key = [VERSION, weights.hexdigest(), confidence, pixels.size, stamps]
+    return _hash([VERSION, weights.hexdigest(), confidence, size, bytes_of])
+
+
+def _hash(key: object) -> str:
     return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
 
 
