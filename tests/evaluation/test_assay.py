@@ -17,6 +17,7 @@ from segmint.evaluation.sorting import Pairs
 from segmint.evaluation.usefulness import Usefulness
 from segmint.functional.losses import cross_entropy
 from segmint.inference.generate import generate
+from segmint.locks import LOCK
 from segmint.methods.method import Method
 from segmint.training.run import train
 from segmint.types import IGNORE, Batch, SegmintError
@@ -82,7 +83,7 @@ def kept(folder) -> set[str]:
 
 
 def state(folder) -> dict[str, bytes]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "assay.json"]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in ("assay.json", LOCK)]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

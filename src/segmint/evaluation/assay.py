@@ -25,6 +25,7 @@ from segmint.evaluation.scores import Judge, Real, Scored, look_at_real, score
 from segmint.evaluation.sorting import Decision, Pairs
 from segmint.evaluation.usefulness import Usefulness
 from segmint.functional.distances import distances
+from segmint.locks import locked
 from segmint.training.run import Run
 from segmint.types import IGNORE, SegmintError
 
@@ -98,35 +99,36 @@ def assay(
     run = segmenter if isinstance(segmenter, Run) else Run(Path(segmenter))
     real_data = data if isinstance(data, Data) else open_folder(data if data is not None else run.settings.data)
     held = Pairs(folder, real_data.channels)
-    _check(held, run, real_data, by, keep)
-    if not embed:
-        embed = embedder(real_data.channels)
-    real = look_at_real(real_data, held, run, embed)
-    judge = Judge(run, confident if by != "none" else 2.0, doubtful)
-    useful = None
-    if by == "usefulness":
-        chosen = _validation(real_data, validation)
-        useful = Usefulness(judge.method, Pixels.open(real_data, run.size), chosen)
-    scored = score(held, judge, real, embed, useful, progress)
-    decisions, order = _decide(held, scored, real, keep=keep, by=by, copies=copies, weights=weights)
-    held.settle(decisions)
-    if pictures:
-        paint.save(_picture(held, decisions, order, judge), folder / "pictures" / "assay.png")
-    facts = {
-        "by": by,
-        "keep": keep,
-        "segmenter": str(run.folder),
-        "data": str(real_data.root),
-        "validation": validation if by == "usefulness" else None,
-        "confident": confident,
-        "doubtful": doubtful,
-        "copies": copies,
-        "copy_limit": real.limit,
-        "counts": _counts(decisions),
-        "scores": _means(decisions),
-        "seconds": round(time.perf_counter() - started, 2),
-    }
-    write_json(folder / "assay.json", facts)
+    with locked(folder):
+        _check(held, run, real_data, by, keep)
+        if not embed:
+            embed = embedder(real_data.channels)
+        real = look_at_real(real_data, held, run, embed)
+        judge = Judge(run, confident if by != "none" else 2.0, doubtful)
+        useful = None
+        if by == "usefulness":
+            chosen = _validation(real_data, validation)
+            useful = Usefulness(judge.method, Pixels.open(real_data, run.size), chosen)
+        scored = score(held, judge, real, embed, useful, progress)
+        decisions, order = _decide(held, scored, real, keep=keep, by=by, copies=copies, weights=weights)
+        held.settle(decisions)
+        if pictures:
+            paint.save(_picture(held, decisions, order, judge), folder / "pictures" / "assay.png")
+        facts = {
+            "by": by,
+            "keep": keep,
+            "segmenter": str(run.folder),
+            "data": str(real_data.root),
+            "validation": validation if by == "usefulness" else None,
+            "confident": confident,
+            "doubtful": doubtful,
+            "copies": copies,
+            "copy_limit": real.limit,
+            "counts": _counts(decisions),
+            "scores": _means(decisions),
+            "seconds": round(time.perf_counter() - started, 2),
+        }
+        write_json(folder / "assay.json", facts)
     return open_folder(folder)
 
 

@@ -18,6 +18,7 @@ from segmint.data.folder import Data, open_folder
 from segmint.data.io import Bytes, write_image, write_mask
 from segmint.inference.masks import FolderMasks, MaskMix, MaskSource, MixedMasks, Originals, weights
 from segmint.inference.workers import write_all
+from segmint.locks import LOCK, locked
 from segmint.methods.method import Method, device_of
 from segmint.seeds import Seeds
 from segmint.training.precision import autocast
@@ -84,19 +85,20 @@ def generate(
         repaint=repaint,
     ).settled(run.folder, run.method)
     maker = Maker(run, how)
-    done = {int(name) for name in claim(folder, maker.facts())}
-    write_classes(folder / "classes.yaml", run.classes)
-    jobs = [(block, [n for n in _members(block, count) if n not in done]) for block in range(-(-count // BLOCK))]
-    jobs = [job for job in jobs if job[1]]
-    made = count - sum(len(numbers) for _, numbers in jobs)
-    with (folder / "manifest.jsonl").open("a", encoding="utf-8") as manifest:
-        build = partial(Maker, replace(run), how)
-        for entries in write_all(maker, build, jobs, min(workers, len(jobs))):
-            manifest.write("".join(json.dumps(entry) + "\n" for entry in entries))
-            manifest.flush()
-            made += len(entries)
-            if progress is not None:
-                progress(made, count)
+    with locked(folder):
+        done = {int(name) for name in claim(folder, maker.facts())}
+        write_classes(folder / "classes.yaml", run.classes)
+        jobs = [(block, [n for n in _members(block, count) if n not in done]) for block in range(-(-count // BLOCK))]
+        jobs = [job for job in jobs if job[1]]
+        made = count - sum(len(numbers) for _, numbers in jobs)
+        with (folder / "manifest.jsonl").open("a", encoding="utf-8") as manifest:
+            build = partial(Maker, replace(run), how)
+            for entries in write_all(maker, build, jobs, min(workers, len(jobs))):
+                manifest.write("".join(json.dumps(entry) + "\n" for entry in entries))
+                manifest.flush()
+                made += len(entries)
+                if progress is not None:
+                    progress(made, count)
     return open_folder(folder)
 
 
@@ -234,7 +236,7 @@ def claim(folder: Path, facts: Mapping[str, Any]) -> set[str]:
     """
     path, known = folder / "manifest.jsonl", folder / "generate.json"
     if not known.exists():
-        if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
+        if folder.exists() and any(path.suffix != ".tmp" and path.name != LOCK for path in folder.iterdir()):
             raise SegmintError(f"{folder}: is not empty and has no generate.json; choose another --out")
         write_atomic(known, json.dumps(dict(facts), indent=2) + "\n")
         path.touch()

@@ -25,6 +25,7 @@ from segmint.data.io import Bytes, read_image, read_mask
 from segmint.data.video import write_video
 from segmint.inference.generate import MOST, claim, facts_of, to_bytes, write_pair
 from segmint.inference.workers import write_all
+from segmint.locks import locked
 from segmint.methods.method import Method, device_of
 from segmint.seeds import Seeds
 from segmint.training.precision import autocast
@@ -121,19 +122,20 @@ def generate_sequences(
         found = _find_masks(run, data, frames, split)
         script = Script(frames, seed, 0.0, independent, (str(data.root.resolve()), _digest(data, found)), run.precision)
         job = partial(_paint_job, Pixels.open(data, run.size), found)
-    claim(folder, _facts(run, script))
-    done = _drop_broken(folder)
-    write_classes(folder / "classes.yaml", run.classes)
-    wanted = [number for number in range(count) if number not in done]
-    made, workers = count - len(wanted), min(workers, len(wanted))
-    with (folder / "manifest.jsonl").open("a", encoding="utf-8") as manifest:
-        maker, build = _Maker(run, folder, script), partial(_Maker, replace(run), folder, script)
-        for entries in write_all(maker, build, ((job(number),) for number in wanted), workers):
-            manifest.write("".join(json.dumps(entry) + "\n" for entry in entries))
-            manifest.flush()
-            made += 1
-            if progress is not None:
-                progress(made, count)
+    with locked(folder):
+        claim(folder, _facts(run, script))
+        done = _drop_broken(folder)
+        write_classes(folder / "classes.yaml", run.classes)
+        wanted = [number for number in range(count) if number not in done]
+        made, workers = count - len(wanted), min(workers, len(wanted))
+        with (folder / "manifest.jsonl").open("a", encoding="utf-8") as manifest:
+            maker, build = _Maker(run, folder, script), partial(_Maker, replace(run), folder, script)
+            for entries in write_all(maker, build, ((job(number),) for number in wanted), workers):
+                manifest.write("".join(json.dumps(entry) + "\n" for entry in entries))
+                manifest.flush()
+                made += 1
+                if progress is not None:
+                    progress(made, count)
     return open_folder(folder)
 
 
