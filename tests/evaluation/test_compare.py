@@ -68,6 +68,22 @@ def test_runs_that_differ_in_the_seed_alone_are_one_strategy(scored, pairs):
     assert any("so few seeds" in note for note in found["notes"])
 
 
+def test_only_seeds_in_common_make_the_difference(scored, pairs):
+    base, further = (
+        scored("base-0", synthetic=[str(pairs)]),
+        scored("base-1", synthetic=[str(pairs)], seed=1, blind=True),
+    )
+    other = scored("other")
+    found = compare(base, [further, other], "test")
+    assert found["baseline"]["seeds"] == [0, 1]
+    alone = compare(base, [other], "test")["others"][0]
+    assert found["others"][0]["difference"] == alone["difference"]
+    assert found["others"][0]["verdict"] == "neither"
+    assert any("have other seeds: their difference is over seed 0 alone" in note for note in found["notes"])
+    apart = compare(base, [scored("late", seed=7)], "test")
+    assert any("have no seed in common" in note for note in apart["notes"])
+
+
 def test_what_is_not_like_for_like_is_said(scored):
     base = scored("base")
     other = scored("other", method="gmm", budget=3, training={"steps": 7})

@@ -59,7 +59,8 @@ def compare(
 
     Runs whose settings differ in nothing but the seed are one strategy: its figure is the mean over its
     seeds, and the difference is resampled over seeds and images (over images alone where there is one
-    seed). Runs that share the baseline's settings are further seeds of the baseline.
+    seed). Runs that share the baseline's settings are further seeds of the baseline. Where a strategy and the baseline
+    have seeds in common, these alone make the difference: a seed also draws the labels, so others are no match.
 
     Args:
         baseline, others: runs, or their folders, with a metrics.json that has this split.
@@ -87,7 +88,7 @@ def compare(
     labels = _labels(strategies)
     units = metrics.units(runs[0].entry["per_image"]["groups"])
     bootstrap = _Bootstrap(units, runs[0].entry["classes"], resamples, seed)
-    found = [bootstrap.differences(strategies[0], arm) for arm in strategies[1:]]
+    found = [bootstrap.differences(*_in_common(strategies[0], arm)) for arm in strategies[1:]]
     _check_measure(by, found)
     adjusted = metrics.holm([one["difference"][by]["p"] for one in found])
     results = []
@@ -106,11 +107,19 @@ def compare(
         "baseline": bootstrap.describe(strategies[0], labels[0]),
         "others": results,
         "answer": " ".join(one["sentence"] for one in results),
-        "notes": _notes(strategies, units, split),
+        "notes": [*_notes(strategies, units, split), *_uneven(strategies, labels)],
     }
     if folder is not None:
         write_json(folder / "comparison.json", comparison)
     return comparison
+
+
+def _in_common(baseline: Sequence[Run], arm: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """The runs of both with the seeds that both have, in the same order; all runs if they have none in common."""
+    sides = [sorted(side, key=lambda run: run.settings.seed) for side in (baseline, arm)]
+    shared = set.intersection(*({run.settings.seed for run in side} for side in sides))
+    kept = [[run for run in side if run.settings.seed in shared or not shared] for side in sides]
+    return kept[0], kept[1]
 
 
 def judge(difference: dict[str, float], p: float, by: str = "miou") -> str:
@@ -284,6 +293,19 @@ class _Bootstrap:
             "scores": {key: as_interval(bounds) for key, bounds in scores.items()},
             "iou": {name: as_interval(iou[:, k]) for k, name in enumerate(self.names)},
         }
+
+
+def _uneven(strategies: Sequence[Sequence[Run]], labels: Sequence[str]) -> list[str]:
+    """A note on each strategy with other seeds than the baseline."""
+    notes, base = [], {run.settings.seed for run in strategies[0]}
+    for arm, label in zip(strategies[1:], labels[1:], strict=True):
+        own = {run.settings.seed for run in arm}
+        if own != base and own & base:
+            shared = ", ".join(map(str, sorted(own & base)))
+            notes.append(f"{label} and {labels[0]} have other seeds: their difference is over seed {shared} alone.")
+        elif not own & base:
+            notes.append(f"{label} and {labels[0]} have no seed in common: train them with the same ones to compare.")
+    return notes
 
 
 def _notes(strategies: Sequence[Sequence[Run]], units: metrics.Units, split: str) -> list[str]:
