@@ -133,7 +133,7 @@ def test_trained_on_generated_pairs_alone(shapes: Path, tmp_path: Path):
     assert run.method.config["shares"][2] == 0
     vae = train(shapes, method="vae", out=tmp_path / "vae", budget=0, synthetic=[pairs], settings=QUICK, width=8)
     assert json.loads((vae.folder / "summary.json").read_text())["unlabelled"] == 8
-    with pytest.raises(SegmintError, match="budget: 0 leaves supervised no mask to learn from"):
+    with pytest.raises(SegmintError, match="budget: 0 leaves any segmenter no mask to learn from"):
         train(shapes, out=tmp_path / "none", budget=0, settings=QUICK, **PLAIN)
 
 

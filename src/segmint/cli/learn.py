@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,11 +16,17 @@ from segmint.cli.app import app, console, plain
 from segmint.cli.options import settings_of, size_of
 from segmint.types import SegmintError
 
+if TYPE_CHECKING:
+    from segmint.training.choice import Choice
+    from segmint.training.progress import TrainingBar
+
 
 @app.command()
 def train(
     data: Annotated[Path | None, typer.Argument(help="A data folder (not with --resume).", show_default=False)] = None,
-    method: Annotated[str, typer.Option(help="See `segmint methods`.")] = "supervised",
+    method: Annotated[
+        str | None, typer.Option(help="See `segmint methods`; without it the one that suits the data is picked.")
+    ] = None,
     budget: Annotated[int | None, typer.Option(help="How many training images keep their masks; 0: none.")] = None,
     masks_from: Annotated[
         Path | None, typer.Option(help="Run whose segmenter predicts masks for the images without.")
@@ -38,9 +46,16 @@ def train(
         typer.Option("--set", help="KEY=VALUE of the method, or training.KEY=VALUE; may be repeated."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML with `training:` and `method_settings:`.")] = None,
+    like: Annotated[Path | None, typer.Option(help="Train what this study recommends, on all labels.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run.")] = None,
 ) -> None:
     """Train a method, or continue an interrupted run."""
+    if like is not None:
+        others = (method, budget, masks_from, masks_confidence, init, size, minutes, synthetic, set_, config, resume)
+        if data is None or any(value is not None for value in others):
+            raise SegmintError("--like: needs DATA, and takes all but --seed, --steps and --out from the study")
+        _train_like(like, data, out, seed, steps)
+        return
     from segmint.ranks import rank
     from segmint.training import run as runs
     from segmint.training.parallel import join
@@ -49,8 +64,8 @@ def train(
     join()
     console.quiet = rank() > 0
     if resume is not None:
-        given = (data, budget, masks_from, masks_confidence, init, size, steps, minutes, synthetic, out, set_, config)
-        if any(value is not None for value in given) or method != "supervised" or seed:
+        given = (data, method, budget, masks_from, masks_confidence, init, size, steps, minutes, synthetic, out, set_)
+        if any(value is not None for value in (*given, config)) or seed:
             raise SegmintError("--resume: takes its data and settings from the run; leave DATA and the others out")
         with TrainingBar(console, str(resume)) as bar:
             made = runs.resume(resume, watcher=bar)
@@ -62,8 +77,8 @@ def train(
             raise SegmintError("--minutes: decides on the steps itself; leave --steps out")
         if steps is not None:
             training["steps"] = steps
-        folder = out if out is not None else runs.next_folder(method)
-        with TrainingBar(console, str(folder)) as bar:
+        folder = runs.next_folder(method) if out is None and method is not None else out
+        with TrainingBar(console, str(folder or "training")) as bar:
             made = runs.train(
                 data,
                 method=method,
@@ -78,29 +93,61 @@ def train(
                 minutes=minutes,
                 settings=training,
                 watcher=bar,
+                chosen=partial(_announce, bar),
                 **chosen,
             )
-    _tell(made.folder)
+    _tell(made.folder, made.choice.notes if made.choice is not None else ())
 
 
-def _tell(folder: Path) -> None:
-    """Say how a training ended and what to do next."""
+def _train_like(study: Path, data: Path, out: Path | None, seed: int, steps: int | None) -> None:
+    """Train what a study recommends."""
+    from segmint.study.like import recommended, train_like
+    from segmint.training.run import next_folder
+
+    name = recommended(study)
+    folder = out if out is not None else next_folder(name)
+    console.print(f"{plain(str(study))} recommends [bold]{plain(name)}[/]", highlight=False, soft_wrap=True)
+    if not train_like(study, data, folder, seed=seed, steps=steps, console=console):
+        again = f"segmint train {data} --like {study} --out {folder}"
+        console.print(f"everything is saved; go on with: {plain(again)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(130)
+    _tell(folder)
+
+
+def _announce(bar: TrainingBar, choice: Choice, folder: Path) -> None:
+    """Say which strategy was picked, before it is trained."""
+    bar.title = str(folder)
+    console.print(f"picked [bold]{choice.title}[/] ({plain(str(folder))}): {plain(choice.reason)}", soft_wrap=True)
+    console.print(f"for {plain(choice.seen)}", highlight=False, soft_wrap=True)
+    console.print("also considered (--method NAME decides otherwise):", highlight=False)
+    for names, why in choice.others.items():
+        console.print(f"  {names}: {plain(why)}", highlight=False, soft_wrap=True)
+
+
+def _tell(folder: Path, known: Collection[str] = ()) -> None:
+    """Say how a training ended and what to do next; notes that are known already are left out."""
     from segmint.config import read_run
+    from segmint.training.run import PREPARED
 
     for note in read_run(folder).notes:
-        console.print(f"note: {plain(note)}", highlight=False, soft_wrap=True)
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    best = "" if summary["best"] is None else f", best {summary['best']:.4g} at step {summary['best_step']}"
-    console.print(
-        f"{folder}: {summary['status']} after {summary['steps']} steps, {summary['seconds']:.0f} s, "
-        f"{summary['images_per_second']:.1f} images/s ({summary['precision']}){best}",
-        highlight=False,
-        soft_wrap=True,
-    )
+        if note not in known:
+            console.print(f"note: {plain(note)}", highlight=False, soft_wrap=True)
+    for part in (folder / PREPARED, folder):
+        if (part / "summary.json").exists():
+            summary = json.loads((part / "summary.json").read_text(encoding="utf-8"))
+            console.print(_ended(part, summary), highlight=False, soft_wrap=True)
     if summary["status"] == "interrupted":
         start = "segmint" if summary["processes"] == 1 else "torchrun ... -m segmint"
         console.print(f"everything is saved; go on with: {start} train --resume {folder}", soft_wrap=True)
         raise typer.Exit(130)
+
+
+def _ended(folder: Path, summary: Mapping[str, Any]) -> str:
+    best = "" if summary["best"] is None else f", best {summary['best']:.4g} at step {summary['best_step']}"
+    return (
+        f"{folder}: {summary['status']} after {summary['steps']} steps, {summary['seconds']:.0f} s, "
+        f"{summary['images_per_second']:.1f} images/s ({summary['precision']}){best}"
+    )
 
 
 @app.command()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from segmint.functional.adversarial import smoothed_truth
 from segmint.functional.losses import compose, cross_entropy, settle
-from segmint.methods.method import Facts, Method, Optimizers
+from segmint.methods.method import Facts, Method, Optimizers, Suit
 from segmint.nets.discriminators import LinearDiscriminant, MaskDiscriminator
 from segmint.nets.segmenter import build_segmenter, logits_of
 from segmint.ranks import average
@@ -117,6 +117,13 @@ class Adversarial(Method):
             settled["self_taught_from"] = facts.steps // 4
             notes.append(f"self_taught_from: step {facts.steps // 4}, after a quarter of the training.")
         return settled, notes
+
+    @classmethod
+    def suits(cls, facts: Facts) -> Suit:
+        """Where there are masks, but not before it has beaten them alone."""
+        if not facts.labelled:
+            return Suit(0, "has no mask to learn from")
+        return Suit(0.4, "learns from images without masks, too, but has yet to beat masks alone at equal steps")
 
     def parts(self) -> dict[str, nn.Module]:
         """The segmenter and the discriminator, optimised in alternation."""

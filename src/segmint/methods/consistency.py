@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from segmint.data.augment import PRESETS, Augmentation, augment, resolve
 from segmint.functional.losses import class_weights, compose, one_hot, settle
-from segmint.methods.method import Facts, Method, Optimizers
+from segmint.methods.method import Facts, Method, Optimizers, Suit
 from segmint.nets.layers import resize
 from segmint.nets.segmenter import build_segmenter, logits_of
 from segmint.nets.unet import UNet
@@ -173,6 +173,15 @@ class Consistency(Method):
         if not facts.labelled:
             notes.append("consistency: no image has a mask, so it learns from its own predictions; give it init.")
         return settled, notes
+
+    @classmethod
+    def suits(cls, facts: Facts) -> Suit:
+        """With images without masks, but not before it has beaten masks alone."""
+        if not facts.labelled or not facts.unlabelled:
+            return Suit(
+                0, f"needs images with masks and without; there are none {'with' if facts.unlabelled else 'without'}"
+            )
+        return Suit(0.5, "learns from images without masks, too, but has yet to beat masks alone at equal steps")
 
     def train(self, mode: bool = True) -> Consistency:
         """As every module, but the teacher never drops anything nor uses the statistics of a batch."""

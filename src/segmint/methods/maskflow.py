@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from segmint.functional import flow
 from segmint.functional.losses import compose, settle
-from segmint.methods.method import Facts, Method
+from segmint.methods.method import Facts, Method, Suit
 from segmint.nets.flow import usual_patch
 from segmint.nets.layers import resize
 from segmint.nets.maskflow import MaskDenoiser
@@ -31,6 +31,10 @@ CHUNK = 16
 
 EVIDENCE = 4.0
 """What the evidence is multiplied with for the denoiser, which has it late and small beside noise of unit variance."""
+
+STEPS, LONG = 2000, 10_000
+"""From which on its draws are coherent, and from which on they should be the best: published flows and diffusions over
+masks are ahead of Gaussian and coded draws (GED 0.21 beside 0.26 and 0.31 on lung nodules), after long trainings."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,17 @@ class Maskflow(Method):
         """Settle the patches' size, and the loss where it is "auto"."""
         patch = _patch(settings.get("patch", "auto"), facts.size)
         return settle({"loss": "cross_entropy", **settings, "patch": patch}, facts.shares)
+
+    @classmethod
+    def suits(cls, facts: Facts) -> Suit:
+        """Where raters disagree: first with a GPU and a long training, last without."""
+        if facts.agreed:
+            return Suit(0, facts.agreed)
+        if facts.steps < STEPS:
+            return Suit(0, f"needs {STEPS:,} steps to draw coherent masks, more than there are")
+        if facts.hardware.gpu and facts.steps >= LONG:
+            return Suit(2.5, "should draw the masks closest to the raters', given a GPU and a long training")
+        return Suit(1.5, f"draws masks step by step, which pays with a GPU and {LONG:,} steps or more")
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of the logits at random times, evenly spread over the batch, and from the image alone."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import math
 import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,9 +38,28 @@ class Optimizers(Protocol):
         ...
 
 
+DISAGREE = 0.1
+"""Raters disagree from this mean distance (1 - IoU) of two of their masks on: less is mostly the outline's width."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a training runs on.
+
+    Attributes:
+        cores: processor cores.
+        gpu: name of the CUDA device; empty where it trains on the processor.
+        memory: of that device, else of the machine, in GiB; infinite where that is not known.
+    """
+
+    cores: int = 1
+    gpu: str = ""
+    memory: float = math.inf
+
+
 @dataclass(frozen=True)
 class Facts:
-    """What a method may know of its training data before it is built.
+    """What a method may know of its training before it is built.
 
     Attributes:
         classes: K, the number of classes.
@@ -47,7 +67,10 @@ class Facts:
         size: height and width of the training images, in pixels.
         shares: the share of each class among the labelled training pixels, K numbers that sum to one.
         labelled: number of labelled training images; `unlabelled`: of unlabelled ones.
-        steps: how many optimisation steps the training is to take.
+        steps: how many optimisation steps the training is to take; `batch_size`: images in each.
+        raters: the most masks that a labelled image has.
+        disagreement: mean distance (1 - IoU) of two raters' masks of an image, 0..1.
+        hardware: what it runs on.
     """
 
     classes: int
@@ -57,6 +80,38 @@ class Facts:
     labelled: int
     unlabelled: int
     steps: int
+    batch_size: int = 8
+    raters: int = 1
+    disagreement: float = 0.0
+    hardware: Hardware = Hardware()
+
+    @property
+    def agreed(self) -> str:
+        """What speaks against a method that learns how raters differ; empty where they do."""
+        if self.raters < 2:
+            return "learns how raters differ, and each image has only one"
+        if self.disagreement < DISAGREE:
+            return (
+                f"learns how raters differ, and here they agree: {self.disagreement:.2f} apart, {DISAGREE} would matter"
+            )
+        return ""
+
+
+@dataclass(frozen=True)
+class Suit:
+    """How a method judges its own prospects on some data; see `Method.suits`.
+
+    Attributes:
+        score: 0: it is not to be picked; 1: what masks alone promise, which is sound anywhere; above: it promises more
+            here; between 0 and 1: it works, and promises less. The highest is picked. Of methods that prepare
+            others, the highest above 0 comes first.
+        why: what speaks for or against it here, in plain words: the end of a sentence that starts with its name.
+        share: of the steps and minutes, 0..1, for a method that prepares others.
+    """
+
+    score: float
+    why: str
+    share: float = 0.5
 
 
 class Method(nn.Module):
@@ -112,6 +167,18 @@ class Method(nn.Module):
             The constructor arguments with every "auto" resolved, and sentences that say what was chosen and why.
         """
         return dict(settings), []
+
+    @classmethod
+    def suits(cls, facts: Facts) -> Suit | None:
+        """Whether to train with this method where the user names none; None: only where it is named.
+
+        Numbers that decide stand at the top of the method's file, with their reasons. More steps never lower a score.
+
+        Args:
+            facts: what is known of the training, whatever of the data this method would use; `steps` are all that there
+                are, of which a method that prepares others gets a share.
+        """
+        return None
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules that are optimised separately, by name."""
@@ -212,6 +279,11 @@ class Method(nn.Module):
     def name(self) -> str:
         """The file name of the method, by which `build` finds it."""
         return type(self).__module__.rpartition(".")[2]
+
+    @classmethod
+    def settings(cls) -> frozenset[str]:
+        """The names of its settings: the constructor's arguments."""
+        return frozenset(inspect.signature(cls.__init__).parameters) - {"self"}
 
     @classmethod
     def capabilities(cls) -> frozenset[str]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from segmint.functional.losses import compose, settle
-from segmint.methods.method import Facts, Method
+from segmint.methods.method import Facts, Method, Suit
 from segmint.nets.segmenter import build_segmenter, logits_of
 from segmint.seeds import Seeds
 from segmint.types import Batch
@@ -58,6 +58,14 @@ class Supervised(Method):
     def adapt(cls, settings: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], list[str]]:
         """Choose the loss from the class shares where it is "auto" (the default of a training run)."""
         return settle(settings, facts.shares)
+
+    @classmethod
+    def suits(cls, facts: Facts) -> Suit:
+        """Wherever there are masks."""
+        if not facts.labelled:
+            return Suit(0, "has no mask to learn from")
+        told = "; where raters differ it gives one mask" if not facts.agreed else ""
+        return Suit(1, f"is sound wherever there are masks, and quick to learn{told}")
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The chosen loss on the labelled pixels."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from segmint.config import TrainSettings
 from segmint.methods.method import Method
 from segmint.training.precision import probe
@@ -12,23 +15,67 @@ FORWARD = 1 / 3
 """The time of segmenting an image over that of training on it."""
 
 VALIDATIONS = 20
+"""How often a training validates, if that takes no more than a quarter of the time."""
+
+FEWEST = 20
+"""Steps, without which it is no training."""
 
 
-def steps_within(
-    minutes: float, method: Method, images: Images, settings: TrainSettings, seed: int
-) -> tuple[TrainSettings, str]:
-    """The settings with as many steps as fit into the time, validations included, and the fastest precision.
+@dataclass(frozen=True)
+class Pace:
+    """How fast a method trains here.
+
+    Attributes:
+        method: its name.
+        precision: the fastest one, or the one that was asked for.
+        step: seconds for a step; `validation`: for looking at all validation images once.
+    """
+
+    method: str
+    precision: str
+    step: float
+    validation: float
+
+    def validations(self, minutes: float) -> int:
+        """How often to validate, 1 to 20 times."""
+        fitting = 60 * minutes / 4 / self.validation if self.validation else math.inf
+        return int(max(1, min(VALIDATIONS, fitting)))
+
+    def steps(self, minutes: float) -> int:
+        """How many steps fit, validations taken off; 0 if none does."""
+        return max(0, int((60 * minutes - self.validations(minutes) * self.validation) / self.step))
+
+    def within(self, minutes: float, settings: TrainSettings) -> tuple[TrainSettings, str]:
+        """The settings with the steps that fit, and a sentence that says what was measured.
+
+        Raises:
+            SegmintError: not even 20 steps fit.
+        """
+        steps, often = self.steps(minutes), self.validations(minutes)
+        if steps < FEWEST:
+            raise SegmintError(
+                f"minutes: {minutes:g} is too short: a step of {self.method} takes {self.step:.2g} s here and "
+                f"validation about {often * self.validation:.0f} s; give more minutes, a smaller --size or a smaller "
+                "training.batch_size"
+            )
+        every = settings.validate_every or (math.ceil(steps / often) if often < VALIDATIONS else 0)
+        chosen = {"steps": steps, "precision": self.precision, "validate_every": every}
+        note = (
+            f"steps: {steps:,} of {self.method} fit into {minutes:g} minutes; a step takes {1000 * self.step:.0f} ms "
+            f"here in {self.precision}"
+        )
+        return settings.model_copy(update=chosen), note
+
+
+def measure(method: Method, images: Images, settings: TrainSettings, seed: int) -> Pace:
+    """Time some steps of a method.
 
     Args:
-        minutes: how long the training may take.
         method: as it would be trained; left as it is.
         images, settings, seed: of the training.
 
-    Returns:
-        The settings, and a sentence that says what was measured.
-
     Raises:
-        SegmintError: the method is fitted in whole epochs, or not even 20 steps fit.
+        SegmintError: the method is fitted in whole epochs.
     """
     if settings.epochs is not None or not method.parts():
         raise SegmintError(
@@ -39,12 +86,4 @@ def steps_within(
         precision = settings.precision
     step = milliseconds[precision] / 1000
     shown = len(images.validation) + min(16, len(images.labelled)) if images.validation else 0
-    validating = VALIDATIONS * shown / settings.batch_size * step * FORWARD
-    steps = int((60 * minutes - validating) / step)
-    if steps < 20:
-        raise SegmintError(
-            f"minutes: {minutes:g} is too short: a step of {method.name} takes {step:.2g} s here and validation about "
-            f"{validating:.0f} s; give more minutes, a smaller --size or a smaller training.batch_size"
-        )
-    note = f"steps: {steps:,} fit into {minutes:g} minutes; a step takes {1000 * step:.0f} ms here in {precision}"
-    return settings.model_copy(update={"steps": steps, "precision": precision}), note
+    return Pace(method.name, precision, step, shown / settings.batch_size * step * FORWARD)

@@ -7,8 +7,9 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -17,20 +18,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from segmint.config import RunSettings, TrainSettings, parse, read_run, write_atomic, write_run
-from segmint.data.augment import resolve
+from segmint.config import RunSettings, read_run, write_atomic, write_run
 from segmint.data.cache import Pixels
 from segmint.data.classes import Classes, read_classes, write_classes
 from segmint.data.folder import Data, open_folder
-from segmint.methods.method import Facts, Method, build, find, load
+from segmint.locks import locked
+from segmint.methods.method import Method, find, load
 from segmint.ranks import rank, world
-from segmint.seeds import mix
-from segmint.training.optimizers import PartOptimizers
-from segmint.training.pace import steps_within
+from segmint.training.choice import Choice
 from segmint.training.parallel import agree, in_turn, join, meet, told
-from segmint.training.pseudo import PredictedMasks, predict_masks
+from segmint.training.pseudo import PredictedMasks
+from segmint.training.setup import Draft, Wish, build_method, check_settings, look, pick, synthetic_roots, with_pairs
 from segmint.training.train import Images, Outcome, Watcher, fit
 from segmint.types import SegmintError
+
+PREPARED = "prepared"
+"""The folder, in that of a run, of the training that it starts from."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,13 @@ class Run:
         folder: where it is.
         modules: networks of the user's own that its method was built with.
         changes: settings of the method to use instead of those that it was trained with, e.g. {"steps": 50}.
+        choice: why this method was picked, where `train` picked it and not the user.
     """
 
     folder: Path
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
+    choice: Choice | None = None
 
     @cached_property
     def settings(self) -> RunSettings:
@@ -86,7 +91,7 @@ def next_folder(method: str, parent: Path = Path("runs")) -> Path:
 def train(
     data: Data | str | Path,
     *,
-    method: str = "supervised",
+    method: str | None = None,
     synthetic: Sequence[str | Path] = (),
     budget: int | None = None,
     masks_from: Run | str | Path | None = None,
@@ -98,13 +103,15 @@ def train(
     minutes: float | None = None,
     settings: Mapping[str, Any] | None = None,
     watcher: Watcher | None = None,
+    chosen: Callable[[Choice, Path], None] | None = None,
     **method_settings: Any,
 ) -> Run:
     """Train a method on a data folder; started by torchrun, several processes train it together.
 
     Args:
         data: a data folder, open or by its path. Generated items in it (`data + pairs`) are trained on as well.
-        method: one of `segmint.methods.method.names()`.
+        method: one of `segmint.methods.method.names()`; None: the strategy that suits the data, which may be two
+            trainings: the first then lies in the folder `prepared` of the run, and steps or minutes are of both.
         synthetic: folders of generated pairs to train on as well.
         budget: how many training images keep their masks; None: all, 0: none, so that all is learnt from generated
             pairs, or from images alone, and real masks only validate.
@@ -118,16 +125,17 @@ def train(
         minutes: how long it may take; the steps that fit into it are measured here. None: as many as `settings` say.
         settings: training settings that differ from the method's defaults; see `segmint.config.TrainSettings`.
         watcher: is told how it goes.
+        chosen: is told the strategy and the run folder before training begins, where `method` is None.
         method_settings: arguments of the method's constructor.
+
+    Returns:
+        The run; its `choice` says what was picked and why, where `method` is None.
 
     Raises:
         SegmintError: the data or a setting is wrong, the folder is in use, or the loss stopped being finite.
     """
     join()
-    cls = find(method)
-    values = {
-        "method": method,
-        "method_settings": {k: v for k, v in method_settings.items() if not isinstance(v, nn.Module)},
+    values: dict[str, Any] = {
         "data": str(data.root.resolve() if isinstance(data, Data) else Path(data).resolve()),
         "synthetic": [str(Path(folder).resolve()) for folder in synthetic],
         "budget": budget,
@@ -136,36 +144,52 @@ def train(
         "init": _folder_of(init),
         "seed": seed,
         "size": size,
-        "training": _training(cls, settings or {}),
     }
-    asked: RunSettings = parse(RunSettings, values, "settings")
+    check_settings(values, find(method) if method is not None else Method, settings or {})
+    _refuse_used(out)
     with in_turn():
         data = data if isinstance(data, Data) else open_folder(data)
-    asked.synthetic = [*_synthetic_roots(data), *asked.synthetic]
-    data = _with_pairs(data, asked.synthetic)
-    folder = told(lambda: Path(out) if out is not None else next_folder(method))
-    if (folder / "config.yaml").exists():
+    values["synthetic"] = [*synthetic_roots(data), *values["synthetic"]]
+    wish = Wish(with_pairs(data, values["synthetic"]), values, settings or {}, method_settings, minutes)
+    choice, drafts = pick(wish) if method is None else (None, [wish.draft(method).within(minutes)])
+    name = "-".join(draft.settings.method for draft in drafts)
+    folder = told(lambda: Path(out) if out is not None else next_folder(name))
+    if choice is not None and chosen is not None:
+        chosen(choice, folder)
+    if len(drafts) == 1:
+        _write(drafts[0], folder)
+        run = _fit(folder, drafts[0], watcher)
+    else:
+        run = _train_both(folder, drafts[0], drafts[1], watcher)
+    return replace(run, choice=choice)
+
+
+def _train_both(folder: Path, first: Draft, then: Draft, watcher: Watcher | None) -> Run:
+    """Write down both trainings, and from here on do what is done for a run that was interrupted."""
+    then.settings.init = str((folder / PREPARED).resolve())
+    _write(first, folder / PREPARED)
+    _write(then, folder)
+    meet()
+    return resume(folder, watcher, **then.modules)
+
+
+def _refuse_used(out: str | Path | None) -> None:
+    if out is not None and (Path(out) / "config.yaml").exists():
         raise SegmintError(
-            f"{folder}: holds a run already; choose another --out, or go on: `segmint train --resume {folder}`"
+            f"{out}: holds a run already; choose another --out, or go on: `segmint train --resume {out}`"
         )
-    with in_turn():
-        pixels, images = _prepare(data, asked)
-    own = {key: value for key, value in method_settings.items() if isinstance(value, nn.Module)}
-    settled = _settle(cls, asked, pixels, images, own)
-    built = _build(settled, own)
-    if minutes is not None:
-        asked.training, pace = told(lambda: steps_within(minutes, built, images, settled.training, seed))
-        settled = _settle(cls, asked, pixels, images, own)
-        settled.notes.append(pace)
-        built = _build(settled, own)
+
+
+def _write(draft: Draft, folder: Path) -> None:
     if rank() == 0:
-        write_classes(folder / "classes.yaml", data.classes)
-        write_run(settled, folder)
-    return _fit(folder, settled, pixels, images, built, own, watcher)
+        write_classes(folder / "classes.yaml", draft.pixels.data.classes)
+        write_run(draft.settings, folder)
 
 
 def resume(folder: str | Path, watcher: Watcher | None = None, **modules: nn.Module) -> Run:
     """Continue an interrupted run, to exactly the weights that it would have had.
+
+    Where it starts from a training of its own, in the folder `prepared`, that is finished first.
 
     Args:
         folder: its run folder.
@@ -178,10 +202,49 @@ def resume(folder: str | Path, watcher: Watcher | None = None, **modules: nn.Mod
     join()
     folder = Path(folder)
     settings = read_run(folder)
+    if settings.init is None or Path(settings.init).name != PREPARED or not _is_run(folder / PREPARED):
+        return _go_on(folder, settings, watcher, modules)
+    first = folder / PREPARED
+    early = read_run(first)
+    steps = early.training.steps, settings.training.steps
+    if not _is_done(first):
+        _go_on(first, early, watcher and _Part(watcher, 0, sum(steps)), {})
+    if not _is_done(first):
+        return Run(folder, modules)
+    settings.init = str(first.resolve())  # the folder may have been moved since
+    return _go_on(folder, settings, watcher and _Part(watcher, steps[0], sum(steps)), modules)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Tells of one of several trainings as of a part of them all."""
+
+    watcher: Watcher
+    before: int
+    steps: int
+
+    def progress(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """Told on, the steps counted over all trainings."""
+        self.watcher.progress(self.before + step, self.steps, figures)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def _is_done(folder: Path) -> bool:
+    """Whether a training has come to its end; the same on all processes."""
+    path = folder / "summary.json"
+    return told(lambda: path.is_file() and json.loads(path.read_text(encoding="utf-8"))["status"] != "interrupted")
+
+
+def _go_on(folder: Path, settings: RunSettings, watcher: Watcher | None, modules: Mapping[str, nn.Module]) -> Run:
+    """Train as its settings say, from its checkpoint if there is one."""
     with in_turn():
-        data = _with_pairs(open_folder(settings.data), settings.synthetic)
-        pixels, images = _prepare(data, settings)
-    return _fit(folder, settings, pixels, images, _build(settings, modules), modules, watcher)
+        data = with_pairs(open_folder(settings.data), settings.synthetic)
+        pixels, images = look(data, settings)
+    draft = Draft(pixels, images, settings, settings, build_method(settings, modules), modules)
+    return _fit(folder, draft, watcher)
 
 
 def _folder_of(run: Run | str | Path | None) -> str | None:
@@ -189,157 +252,9 @@ def _folder_of(run: Run | str | Path | None) -> str | None:
     return None if folder is None else str(Path(folder).resolve())
 
 
-def _training(cls: type[Method], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The method's defaults under what was given; fields of an augmentation change those of the usual preset."""
-    values = {**cls.defaults, **given}
-    if isinstance(given.get("augment"), Mapping):
-        usual = cls.defaults.get("augment", TrainSettings().augment)
-        values["augment"] = {**({"preset": usual} if isinstance(usual, str) else usual), **given["augment"]}
-    return values
-
-
-def _synthetic_roots(data: Data) -> list[str]:
-    """The folders whose items were added with `+`."""
-    roots = {str(item.image.resolve()).rpartition("/images/")[0] for item in data.items if item.synthetic}
-    return sorted(roots)
-
-
-def _with_pairs(data: Data, folders: Sequence[str]) -> Data:
-    known = set(_synthetic_roots(data))
-    for folder in folders:
-        if folder not in known:
-            data = data + open_folder(folder)
-    return data
-
-
-def _prepare(data: Data, settings: RunSettings) -> tuple[Pixels, Images]:
-    pixels = Pixels.open(data, settings.size, progress=True)
-    chosen = data.labelled(settings.budget or None, settings.seed)
-    labelled = [index for index in chosen if not data.items[index].synthetic and settings.budget != 0]
-    synthetic = [index for index in chosen if data.items[index].synthetic]
-    seen = {*labelled, *synthetic}
-    unlabelled = [index for index in data.split("train") if index not in seen]
-    cls = find(settings.method)
-    alone = cls.uses_unlabelled and (settings.budget == 0 or cls.prepares)
-    if not seen and not (alone and unlabelled):
-        raise SegmintError(_no_masks(data, settings))
-    validation: list[int] = []
-    if "val" in data.split_names:
-        validation = [index for index in data.split("val") if pixels.rows[index] or cls.prepares]
-    if settings.masks_from is None:
-        used = unlabelled if cls.uses_unlabelled else []
-        return pixels, Images(pixels, labelled, used, synthetic, validation)
-    predicted = predict_masks(
-        pixels,
-        unlabelled,
-        Path(settings.masks_from),
-        confidence=settings.masks_confidence,
-        device=settings.training.device,
-    )
-    return pixels, Images(predicted, labelled, unlabelled, synthetic, validation)
-
-
-def _no_masks(data: Data, settings: RunSettings) -> str:
-    if settings.budget == 0:
-        return (
-            f"budget: 0 leaves {settings.method} no mask to learn from; name a folder of generated pairs with "
-            "synthetic as well, or choose a method that learns from unlabelled images"
-        )
-    return f"{data.root}: no training image has a mask; put masks/NAME.png beside images/NAME"
-
-
-def _settle(
-    cls: type[Method], asked: RunSettings, pixels: Pixels, images: Images, own: Mapping[str, nn.Module]
-) -> RunSettings:
-    """Resolve everything that depends on the data, and write down why."""
-    data = pixels.data
-    shares = pixels.shares([*images.labelled, *images.synthetic])
-    notes = [*data.notes, *pixels.notes]
-    if isinstance(images.source, PredictedMasks):
-        notes += [*images.source.notes, *_other_labels(asked)]
-    missing = [data.classes.names[k] for k, share in enumerate(shares) if share == 0]
-    if missing and any(shares):
-        notes.append(f"no labelled training pixel is {', '.join(missing)}; the method cannot learn it")
-    facts = Facts(
-        classes=len(data.classes),
-        channels=data.channels,
-        size=pixels.size,
-        shares=shares,
-        labelled=len(images.labelled) + len(images.synthetic),
-        unlabelled=len(images.unlabelled),
-        steps=asked.training.steps,
-    )
-    basics = {"classes": facts.classes, "in_channels": facts.channels, "image_size": list(facts.size)}
-    chosen, reasons = cls.adapt({**asked.method_settings, **own}, facts)
-    plain = {key: value for key, value in chosen.items() if not isinstance(value, nn.Module)}
-    return asked.model_copy(
-        update={
-            "method_settings": {**basics, **plain},
-            "given": asked.method_settings,
-            "size": pixels.size,
-            "depth": data.depth,
-            "notes": [*notes, *reasons],
-        }
-    )
-
-
-def _other_labels(asked: RunSettings) -> list[str]:
-    """A sentence if the masks come from a segmenter that has seen other labels than this run may see."""
-    teacher = read_run(Path(asked.masks_from or ""))
-    if asked.budget == 0 or (teacher.data, teacher.budget, teacher.seed) == (asked.data, asked.budget, asked.seed):
-        return []
-    return [
-        f"masks_from: its segmenter learnt from {_told(teacher)}, this run from {_told(asked)}; a comparison at equal "
-        "labels needs them to agree"
-    ]
-
-
-def _told(settings: RunSettings) -> str:
-    return f"{settings.data} with budget {settings.budget or 'all'} and seed {settings.seed}"
-
-
-def _build(settings: RunSettings, own: Mapping[str, nn.Module]) -> Method:
-    """The method with its first weights; refuses settings that would fail later, before anything is written."""
-    resolve(settings.training.augment)
-    torch.manual_seed(mix(settings.seed, "build"))
-    arguments = {**settings.method_settings, "image_size": tuple(settings.method_settings["image_size"])}
-    method = build(settings.method, **arguments, **own)
-    if world() > 1 and (method.whole_epochs or not method.parts()):
-        raise SegmintError(f"{method.name}: is fitted by one process, not by {world()}; start it without torchrun")
-    PartOptimizers(method.parts(), settings.training)
-    if settings.init is not None:
-        start_from(method, Path(settings.init))
-    return method
-
-
-def start_from(method: Method, folder: Path) -> int:
-    """Take over a run's weights, wherever a tensor has the same name and shape.
-
-    Returns:
-        How many tensors were taken.
-
-    Raises:
-        SegmintError: none fits, or there is no run.
-    """
-    taken = load(folder).state_dict()
-    own = method.state_dict()
-    fitting = {key: value for key, value in taken.items() if key in own and own[key].shape == value.shape}
-    if not fitting:
-        raise SegmintError(f"init: {folder} and {method.name} have no tensor of the same name and shape in common")
-    method.load_state_dict({**own, **fitting})
-    return len(fitting)
-
-
-def _fit(
-    folder: Path,
-    settings: RunSettings,
-    pixels: Pixels,
-    images: Images,
-    method: Method,
-    own: Mapping[str, nn.Module],
-    watcher: Watcher | None,
-) -> Run:
-    fingerprint = _fingerprint(pixels, images)
+def _fit(folder: Path, draft: Draft, watcher: Watcher | None) -> Run:
+    settings, images = draft.settings, draft.images
+    fingerprint = _fingerprint(draft.pixels, images)
     agree(fingerprint, f"{settings.data}: images, masks and splits are")
     known = folder / "data.sha256"
     if known.exists() and known.read_text(encoding="utf-8") != fingerprint:
@@ -350,11 +265,13 @@ def _fit(
         )
     if rank() == 0:
         write_atomic(known, fingerprint)
-    outcome = fit(method, images, settings.training, folder, seed=settings.seed, watcher=watcher)
-    if rank() == 0:
-        write_atomic(folder / "summary.json", _summary(outcome, method, images))
-    meet()
-    return Run(folder, own)
+    with ExitStack() as held:
+        told(lambda: held.enter_context(locked(folder)))
+        outcome = fit(draft.method, images, settings.training, folder, seed=settings.seed, watcher=watcher)
+        if rank() == 0:
+            write_atomic(folder / "summary.json", _summary(outcome, draft.method, images))
+        meet()
+    return Run(folder, draft.modules)
 
 
 def _fingerprint(pixels: Pixels, images: Images) -> str:

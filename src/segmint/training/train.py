@@ -182,7 +182,7 @@ class _Training:
             while self.outcome.step < self.steps and self.outcome.status != "stopped early":
                 self._step()
                 stops, due = any_of([stop.asked, time.perf_counter() - self.saved > self.settings.save_every])
-                if stops:
+                if stops and self.outcome.status != "stopped early":
                     self.outcome.status = "interrupted"
                     break
                 if due:
