@@ -7,13 +7,13 @@ import sys
 
 # The help lists the commands in the order in which they are imported.
 # isort: off
-from segmint.cli import folders, formats, learn, make, judge, use
+from segmint.cli import folders, formats, learn, make, judge, study, use, serve
 
 # isort: on
 from segmint.cli.app import app, console, errors, plain
 from segmint.types import SegmintError
 
-__all__ = ["app", "console", "errors", "folders", "formats", "judge", "learn", "main", "make", "use"]
+__all__ = ["app", "console", "errors", "folders", "formats", "judge", "learn", "main", "make", "serve", "study", "use"]
 
 
 def main() -> None:

@@ -54,8 +54,12 @@ def compare(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run, or a folder of runs.", show_default=False)]) -> None:
-    """Write report.html, one file that needs nothing else."""
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run, a folder of runs, or a study.", show_default=False)],
+) -> None:
+    """Write report.html, one file that needs nothing else. Of a study, running or done, its answer and tables, too."""
     from segmint.evaluation.report import write_report
+    from segmint.study.page import is_study, write_page
 
-    console.print(f"report: {write_report(folder).resolve()}", highlight=False, soft_wrap=True)
+    path = write_page(folder) if is_study(folder) else write_report(folder)
+    console.print(f"report: {path.resolve()}", highlight=False, soft_wrap=True)

@@ -19,13 +19,14 @@ TRAIN, VAL = "#3b6fb6", "#d9772b"
 SERIES = (TRAIN, VAL, "#4c9f70", "#9a5fb5", "#b0a030", "#7f8894")
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -46,7 +47,8 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def _svg(figure: Figure) -> bytes:
+def to_svg(figure: Figure) -> bytes:
+    """The figure as a picture in SVG, the same bytes for the same figure."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # A class name in a script that DejaVu lacks is drawn by the browser's own fonts.
@@ -72,8 +74,8 @@ def curves(log: Sequence[Mapping[str, Any]], terms: Sequence[str], best_step: in
 
     columns = min(4, max(1, len(terms)))
     rows = math.ceil(len(terms) / columns)
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(2.75 * columns, 1.95 * rows + 0.25)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(2.75 * columns, 1.95 * rows + 0.25)
         panels = figure.subplots(rows, columns, squeeze=False).flatten()
         for panel in panels[len(terms) :]:
             panel.set_visible(False)
@@ -81,7 +83,7 @@ def curves(log: Sequence[Mapping[str, Any]], terms: Sequence[str], best_step: in
             _curve(panel, log, term)
             if best_step is not None:
                 panel.axvline(best_step, color="#50565f", linewidth=0.9, linestyle=":")
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def _points(log: Sequence[Mapping[str, Any]], term: str, split: str) -> tuple[Array, Array]:
@@ -165,8 +167,8 @@ def bar_chart(names: Sequence[str], series: Mapping[str, Array], unit: str = "%"
     import matplotlib
 
     thick = 0.8 / len(series)
-    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
-        figure = _figure(7.2, 0.8 + len(names) * max(0.24, 0.15 * len(series)))
+    with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
+        figure = new_figure(7.2, 0.8 + len(names) * max(0.24, 0.15 * len(series)))
         panel = figure.subplots()
         for number, (words, values) in enumerate(series.items()):
             table = np.asarray(values, float)
@@ -182,7 +184,7 @@ def bar_chart(names: Sequence[str], series: Mapping[str, Array], unit: str = "%"
         if len(series) > 1:
             columns = 4 if max(map(len, series)) < 20 else 2
             figure.legend(loc="outside upper left", ncols=min(columns, len(series)))
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def interval_chart(names: Sequence[str], intervals: Array, unit: str) -> bytes:
@@ -192,8 +194,8 @@ def interval_chart(names: Sequence[str], intervals: Array, unit: str) -> bytes:
     """
     import matplotlib
 
-    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
-        figure = _figure(7.2, 0.6 + 0.3 * len(names))
+    with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
+        figure = new_figure(7.2, 0.6 + 0.3 * len(names))
         panel = figure.subplots()
         for place, (value, low, high) in enumerate(np.asarray(intervals, float)):
             color = "#2f8f5b" if low > 0 else "#c8324a" if high < 0 else "#6b727c"
@@ -204,15 +206,15 @@ def interval_chart(names: Sequence[str], intervals: Array, unit: str) -> bytes:
         panel.set_ylim(len(names) - 0.4, -0.6)
         panel.tick_params(axis="y", length=0)
         panel.set_xlabel(unit)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def line_chart(series: Mapping[str, tuple[Array, Array]], x: str, y: str) -> bytes:
     """Lines by label, each with its x [N] and y [N]; what the axes say -> a picture in SVG. The first is solid."""
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(5.0, 2.9)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(5.0, 2.9)
         panel = figure.subplots()
         for number, (words, (across, up)) in enumerate(series.items()):
             color, dashes = SERIES[number % len(SERIES)], "-" if number == 0 else "--"
@@ -220,4 +222,4 @@ def line_chart(series: Mapping[str, tuple[Array, Array]], x: str, y: str) -> byt
         panel.set_xlabel(x)
         panel.set_ylabel(y)
         panel.legend()
-        return _svg(figure)
+        return to_svg(figure)

@@ -100,10 +100,42 @@ class Pairs:
         lines = []
         for entry, decision in zip(self.entries, decisions, strict=True):
             told = {**entry, "kept": decision.kept, "why": decision.why, "scores": dict(decision.scores)}
+            told.pop("before", None)
             lines.append(json.dumps(told) + "\n")
         write_atomic(self.folder / "manifest.jsonl", "".join(lines))
         for name, decision in zip(self.names, decisions, strict=True):
             self._settle(name, decision)
+
+    def decide(self, name: str, kept: bool) -> None:
+        """Keep or drop one pair by hand, whatever an assay said, which the manifest goes on telling under "before".
+
+        Its scores stay, and so do the pixels that an assay made `IGNORE`. The manifest is written first, as always.
+
+        Raises:
+            SegmintError: there is no such pair, or the folder cannot be written.
+        """
+        if name not in self.names:
+            raise SegmintError(f"{self.folder / 'manifest.jsonl'}: names no pair {name[:80]!r}; choose another")
+        place = self.names.index(name)
+        entry = self.entries[place]
+        said = entry.get("before", {"kept": entry.get("kept", True), "why": entry.get("why")})
+        self.entries[place] = {**entry, "kept": kept, "why": f"hand: {'kept' if kept else 'dropped'}", "before": said}
+        home, away = (self.folder, self.folder / "dropped") if kept else (self.folder / "dropped", self.folder)
+        try:
+            write_atomic(self.folder / "manifest.jsonl", "".join(json.dumps(entry) + "\n" for entry in self.entries))
+            for part in ("images", "masks"):
+                if (away / part / f"{name}.png").is_file():
+                    self._move(away / part / f"{name}.png", home / part / f"{name}.png")
+        except OSError as error:
+            raise SegmintError(
+                f"{self.folder}: cannot be written ({error.strerror or error}); free or mend it"
+            ) from error
+
+    def ignoring(self, name: str) -> Path | None:
+        """Where the mask is in which an assay ignored pixels; None if it ignored none."""
+        if not (self.folder / "drawn" / f"{name}.png").is_file():
+            return None
+        return self._first(name, "masks", [self.folder / "dropped" / "masks"])
 
     def _settle(self, name: str, decision: Decision) -> None:
         dropped = self.folder / "dropped"

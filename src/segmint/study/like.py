@@ -1,0 +1,119 @@
+"""Train what a study recommends, on all labels of a data folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from segmint.evaluation.files import read_json
+from segmint.study.live import LiveView
+from segmint.study.local import LocalPool
+from segmint.study.outcomes import State, settled
+from segmint.study.pieces import Plan, make_plan
+from segmint.study.plan import Study, read_study
+from segmint.study.run import cores_here
+from segmint.study.trials import Engine
+from segmint.types import SegmintError
+
+ANSWER = "answer.json"
+
+
+def recommended(folder: Path) -> str:
+    """The strategy that a study recommends.
+
+    Raises:
+        SegmintError: the study has not been run, or recommends none.
+    """
+    answer = read_json(folder / ANSWER, f"finish the study first: `segmint study {folder}`")
+    name = answer.get("recommended")
+    if not name:
+        raise SegmintError(f"{folder / ANSWER}: the study recommends no strategy ({answer.get('reason', '')})")
+    return str(name)
+
+
+def train_like(
+    study_folder: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    console: Console | None = None,
+) -> bool:
+    """Train a study's recommended strategy on all labels; the same call goes on where it was stopped.
+
+    Args:
+        study_folder: a finished study.
+        data: a data folder, whose classes the study's settings suit.
+        out: the run folder of the segmenter; what it was made from goes into `out/parts`.
+        seed: of everything random.
+        steps: of the segmenter; None: those of the study.
+        console: where to show how it goes.
+
+    Returns:
+        Whether it came to the end; False if it was asked to stop.
+
+    Raises:
+        SegmintError: there is no recommendation, or a part failed.
+    """
+    folder, out, console = Path(study_folder), Path(out).resolve(), console or Console(quiet=True)
+    plan = plan_like(folder, data, seed=seed, steps=steps)
+    pool = LocalPool(1, cores_here())
+    engine = _Single(out, plan, pool)
+    try:
+        with LiveView(console, out.name) as view:
+            engine.tell, engine.watch = view.tell, view.watch
+            engine.retry()
+            engine.run()
+    finally:
+        pool.close()
+    broken = engine.state.broken(plan.trials[0])
+    if broken is not None:
+        raise SegmintError(f"{engine.state.where(broken)}: {engine.state.failed[broken]['reason']}")
+    return plan.trials[0].last in engine.state.done
+
+
+def plan_like(folder: Path, data: str | Path, *, seed: int = 0, steps: int | None = None) -> Plan:
+    """The pieces of a study's recommended strategy, for all labels of a data folder; nothing is evaluated.
+
+    Raises:
+        SegmintError: there is no recommendation.
+    """
+    study, name = read_study(folder), recommended(folder)
+    if name not in study.strategies:
+        raise SegmintError(f"{folder / ANSWER}: recommends {name!r}, which study.yaml does not have any more")
+    changes: dict[str, Any] = {"strategies": {name: study.strategies[name]}, "baseline": name, "budgets": [None]}
+    changes |= {"seeds": [seed], "data": str(Path(data).resolve()), "halving": False, "minutes": None}
+    changes |= {"steps": steps or study.steps}
+    whole: Study = (settled(study, folder) or study).model_copy(update=changes)
+    plan = make_plan(whole)
+    trial = plan.trials[0]
+    plan.pieces.pop(trial.evaluation)
+    plan.trials = [replace(trial, pieces=trial.pieces[:-1])]
+    return plan
+
+
+class _SingleState(State):
+    """The last piece lies in the folder itself, as a run, and the others in `parts`."""
+
+    def where(self, name: str) -> Path:
+        """The folder of a piece."""
+        return self.folder if name == self.plan.trials[0].last else self.folder / "parts" / name
+
+
+class _Single(Engine):
+    """Does the pieces of one trial; there is no table to write."""
+
+    def __init__(self, folder: Path, plan: Plan, pool: LocalPool) -> None:
+        super().__init__(folder, plan, pool)
+        self.state = _SingleState(folder, plan)
+        self.halving.state = self.state
+
+    def _settle(self) -> None:
+        """There is nothing to decide."""
+
+    def _account(self) -> None:
+        """What was done is told by the pieces' folders."""

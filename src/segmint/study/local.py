@@ -1,0 +1,116 @@
+"""Pieces done by processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from segmint.study.files import LOG
+
+
+class Pool(Protocol):
+    """Where pieces are done, several at a time."""
+
+    @property
+    def room(self) -> int:
+        """How many more can be started."""
+        ...
+
+    def start(self, name: str, folder: Path, limit: float | None) -> None:
+        """Start the worker of a piece; `limit` in seconds."""
+        ...
+
+    def ended(self) -> dict[str, int]:
+        """The pieces whose workers have ended since, with their exit codes (minus a signal's number, if killed)."""
+        ...
+
+    def stop(self, at_once: bool = False) -> None:
+        """Ask all workers to save and end, or end them at once; may be called again and again."""
+        ...
+
+    def close(self) -> None:
+        """End whatever still runs, and let go of everything."""
+        ...
+
+
+def command(folder: Path, limit: float | None) -> list[str]:
+    """The command line of a piece's worker."""
+    told = [] if limit is None else [f"{limit:.1f}"]
+    return [sys.executable, "-m", "segmint.study.worker", str(folder), *told]
+
+
+def environment(threads: int) -> Mapping[str, str]:
+    """The environment of a worker, in which every library keeps to so many threads."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    return {**os.environ, **dict.fromkeys(names, str(threads)), "PYTHONUNBUFFERED": "1"}
+
+
+def launch(folder: Path, limit: float | None, threads: int) -> subprocess.Popen[bytes]:
+    """Start a worker that ends when this process does; what it prints goes to output.txt in its folder.
+
+    It has a session of its own, so that Ctrl-C reaches this process alone, which then tells it to save.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG).open("ab") as log:
+        return subprocess.Popen(
+            command(folder, limit),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=environment(threads),
+            start_new_session=True,
+        )
+
+
+class LocalPool:
+    """Processes of this machine.
+
+    Args:
+        processes: how many at a time; `threads`: of each.
+    """
+
+    def __init__(self, processes: int, threads: int) -> None:
+        self.processes, self.threads = processes, threads
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.asked: set[int] = set()
+
+    @property
+    def room(self) -> int:
+        """How many more can be started."""
+        return self.processes - len(self.running)
+
+    def start(self, name: str, folder: Path, limit: float | None) -> None:
+        """Start the worker of a piece."""
+        self.running[name] = launch(folder, limit, self.threads)
+
+    def ended(self) -> dict[str, int]:
+        """The pieces whose workers have ended since."""
+        codes = {name: process.poll() for name, process in self.running.items()}
+        found = {name: code for name, code in codes.items() if code is not None}
+        for name in found:
+            process = self.running.pop(name)
+            if process.stdin is not None:
+                process.stdin.close()
+        return found
+
+    def stop(self, at_once: bool = False) -> None:
+        """Ask all workers to save and end, each once as twice would end it unsaved; or end them at once."""
+        for process in self.running.values():
+            if at_once:
+                process.kill()
+            elif process.pid not in self.asked:
+                self.asked.add(process.pid)
+                process.terminate()
+
+    def close(self) -> None:
+        """End whatever still runs."""
+        self.stop(at_once=True)
+        for process in self.running.values():
+            process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
+        self.running.clear()

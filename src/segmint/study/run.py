@@ -1,0 +1,160 @@
+"""From study.yaml to results: the data is looked at, what is the same for all is settled, and the work is done."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from segmint.config import write_atomic
+from segmint.data.folder import Data, open_folder
+from segmint.evaluation.files import write_json
+from segmint.study.files import BROKEN, DONE, FAILED, FINISHED, locked, read_facts, write_job
+from segmint.study.live import LiveView
+from segmint.study.local import LocalPool, Pool
+from segmint.study.outcomes import SETTLED, settled
+from segmint.study.pieces import FOLDER, Plan, job_of, make_plan
+from segmint.study.plan import FILE, Study, read_study
+from segmint.study.trials import Engine
+from segmint.types import SegmintError
+
+PROBE = "precision"
+
+
+def run_study(
+    folder: str | Path,
+    *,
+    processes: int | None = None,
+    ray: str | None = None,
+    retry_failed: bool = False,
+    console: Console | None = None,
+) -> bool:
+    """Run the study of a folder, or go on with it; killed at any moment, the same call ends with the same results.
+
+    Args:
+        folder: with study.yaml in it; gets results.jsonl, pieces.json and the folder pieces/.
+        processes: trainings at a time; None: as many as there are cores for, see `Study.threads`.
+        ray: address of a Ray cluster whose machines share this folder and the data; "local": one on this machine.
+        retry_failed: try again what failed before.
+        console: where the view is; None: nowhere.
+
+    Returns:
+        Whether all trials have ended; False if it was asked to stop.
+
+    Raises:
+        SegmintError: study.yaml or the data does not allow it, or another process is at work in the folder.
+    """
+    folder, console = Path(folder).resolve(), console or Console(quiet=True)
+    study = read_study(folder)
+    with locked(folder / "lock", 0, f"{folder}: another `segmint study` is at work here; wait for it, or end it"):
+        check_data(study)
+        study = settle(study, folder, processes or cores_here())
+        plan = make_plan(study)
+        pool = open_pool(study, processes or max(1, cores_here() // (study.threads or 1)), ray)
+        try:
+            return _run(folder, plan, pool, retry_failed, console)
+        finally:
+            pool.close()
+
+
+def _run(folder: Path, plan: Plan, pool: Pool, retry_failed: bool, console: Console) -> bool:
+    with LiveView(console, folder.name) as view:
+        engine = Engine(folder, plan, pool, view.tell, view.watch)
+        if retry_failed:
+            engine.retry()
+        ended = engine.run()
+    view.end(engine)
+    return ended
+
+
+def cores_here() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_pool(study: Study, processes: int, ray: str | None) -> Pool:
+    """Where the pieces are done."""
+    threads = study.threads or 1
+    if ray is None:
+        return LocalPool(processes, threads)
+    from segmint.study.cluster import RayPool
+
+    return RayPool(ray, processes, threads)
+
+
+def check_data(study: Study) -> Data:
+    """Open the data, and see that it has the splits, masks and budgets that the study asks for.
+
+    Raises:
+        SegmintError: it does not.
+    """
+    data = open_folder(study.data)
+    for split in dict.fromkeys(("val", study.split)):
+        if not any(data.items[index].masks for index in data.split(split)):
+            raise SegmintError(f"{data.root}: no image of split {split!r}, which the study needs, has a mask")
+    for budget in study.budgets:
+        for seed in study.seeds:
+            data.labelled(budget, seed)
+    return data
+
+
+def settle(study: Study, folder: Path, processes: int) -> Study:
+    """The study with what is the same for all trials and all sittings: precision and threads of a process.
+
+    Rounding depends on both, so they are measured or counted once and kept in settled.json.
+
+    Raises:
+        SegmintError: the first step of the baseline failed.
+    """
+    known = settled(study, folder)
+    if known is None:
+        threads = study.threads or max(1, cores_here() // processes)
+        precision = study.precision if study.precision != "auto" else _fastest(study, folder, threads)
+        write_json(folder / SETTLED, {"precision": precision, "threads": threads, "cores": cores_here()})
+        known = settled(study, folder)
+    assert known is not None
+    return known
+
+
+def _fastest(study: Study, folder: Path, threads: int) -> str:
+    """The precision that `auto` chooses for the baseline's last training, from one step of it."""
+    plan = make_plan(study.model_copy(update={"precision": "float32"}))
+    trial = next(trial for trial in plan.trials if trial.strategy == study.baseline)
+    piece, place = plan.pieces[trial.last], folder / FOLDER / PROBE
+    if not (place / DONE).exists():
+        job = job_of(piece, lambda name: place.parent / name)
+        for key in ("init", "masks_from", "synthetic"):
+            job.pop(key, None)
+        whole = job["training"]
+        (place / FAILED).unlink(missing_ok=True)
+        write_job(place, {**job, "training": {**whole, "steps": 1, "epochs": None, "precision": "auto"}})
+        _wait(place, LocalPool(1, threads))
+    return str((read_facts(place / DONE) or {}).get("precision", "float32"))
+
+
+def _wait(place: Path, pool: LocalPool) -> None:
+    try:
+        pool.start(PROBE, place, None)
+        while not (ended := pool.ended()):
+            time.sleep(0.05)
+        if ended[PROBE] != FINISHED:
+            told = (read_facts(place / FAILED) or {}).get("reason", f"ended with code {ended[PROBE]}")
+            what = "failed" if ended[PROBE] == BROKEN else "was stopped"
+            raise SegmintError(f"the first step of the baseline {what}: {told}")
+    finally:
+        pool.close()
+
+
+def write_study(study: Study, folder: Path, text: str) -> Path:
+    """Write study.yaml into a folder; `text` is what `segmint.study.presets` made of the study.
+
+    Raises:
+        SegmintError: the folder has one already.
+    """
+    path = folder / FILE
+    if path.exists():
+        raise SegmintError(f"{path}: is there already; run it with `segmint study {path}`, or choose another --out")
+    write_atomic(path, text)
+    return path

@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from segmint.data.folder import open_folder
+from segmint.study.pieces import make_plan
+from segmint.study.plan import check, read_study
+from segmint.study.presets import PRESETS, as_yaml, preset, raters, size_of, usual_budgets
+from segmint.types import SegmintError
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_be_run_written_and_read_again(tmp_path: Path, shapes: Path, name: str):
+    made = preset(name, open_folder(shapes))
+    check(made)
+    assert make_plan(made.model_copy(update={"precision": "float32"})).trials
+    path = tmp_path / "study.yaml"
+    path.write_text(as_yaml(made), encoding="utf-8")
+    assert read_study(path) == made
+    assert made.split == "test"
+    assert len(made.seeds) == 3
+
+
+def test_the_overfitting_preset_has_each_remedy_alone_and_together(shapes: Path):
+    made = preset("overfitting", open_folder(shapes)).strategies
+    last = {name: parts[-1] for name, parts in made.items()}
+    bare = last["none"]
+    for name, key in {"augmented": "augment", "L1": "l1", "L2": "l2", "early-stopping": "patience"}.items():
+        differ = {key for key in last[name].training if last[name].training[key] != bare.training.get(key)}
+        assert differ == {key}
+        assert last["all"].training[key] == last[name].training[key]
+    assert last["dropout"].training == bare.training
+    assert last["all"].settings == last["dropout"].settings == {"dropout": 0.5}
+    assert last["generated"].synthetic == last["all"].synthetic == ["pairs"]
+
+
+def test_the_default_shares_the_teachers_and_the_pre_training(shapes: Path):
+    made = preset("default", open_folder(shapes), budgets=[2, 4], precision="float32")
+    plan = make_plan(made)
+    kinds = [piece.method for piece in plan.pieces.values() if piece.kind == "train"]
+    cells = len(made.budgets) * len(made.seeds)
+    assert kinds.count("denoise") == 1
+    assert kinds.count("flow") == 1 + cells
+    assert kinds.count("supervised") == cells * (1 + 1 + 2 + 1 + 1 + 1)
+
+
+def test_several_raters_are_judged_by_their_distance(tmp_path: Path):
+    numbers = np.random.default_rng(0)
+    for index in range(6):
+        for rater in range(2):
+            place = tmp_path / "masks" / f"{index}" / f"{rater}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(numbers.integers(0, 2, (16, 24), dtype=np.uint8)).save(place)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(numbers.integers(0, 255, (16, 24, 3), dtype=np.uint8)).save(
+            tmp_path / "images" / f"{index}.png"
+        )
+    data = open_folder(tmp_path)
+    made = preset("auto", data)
+    assert raters(data) == 2
+    assert (made.preset, made.metric, made.baseline) == ("ambiguity", "ged", "supervised")
+    assert "stochastic" in made.strategies
+
+
+def test_sizes_are_bounded_and_budgets_fit(shapes: Path):
+    assert size_of(open_folder(shapes)) == (32, 24)
+    assert usual_budgets(600, 1694, "default") == [10, 100, None]
+    assert usual_budgets(367, 367, "default") == [10, 30, 100]
+    assert usual_budgets(15, 15, "default") == [None]
+    assert usual_budgets(60, 367, "overfitting") == [10, 30, None]
+    assert usual_budgets(367, 367, "losses") == [None]
+
+
+def test_what_a_preset_cannot_do_is_told(shapes: Path, tmp_path: Path):
+    with pytest.raises(SegmintError, match="there is no 'nonsense'; choose one of default"):
+        preset("nonsense", open_folder(shapes))
+
+
+def test_the_file_has_a_word_on_each_key(shapes: Path):
+    text = as_yaml(preset("default", open_folder(shapes), budgets=[10, None]))
+    assert "budgets: [10, all]" in text
+    assert text.count("\n# ") >= 15
+    assert yaml.safe_load(text)["strategies"]["supervised"] == [{"train": "supervised"}]
+    assert max(map(len, text.splitlines())) < 250
