@@ -190,18 +190,23 @@ def write_mask(path: Path, indices: Array, classes: Classes) -> None:
 
     Ids above 255 make a grey 16-bit PNG, which has no palette.
     """
+    _save(path, mask_picture(indices, classes))
+
+
+def mask_picture(indices: Array, classes: Classes) -> Image.Image:
+    """What `write_mask` writes, as a picture in memory."""
     table = np.full(256, classes.ignore, np.uint16)
     table[: len(classes)] = classes.ids
     ids = table[indices]
     if max(*classes.ids, classes.ignore) > 255:
-        return _save(path, Image.fromarray(ids))
+        return Image.fromarray(ids)
     palette = np.full((256, 3), 255, np.uint8)
     palette[list(classes.ids)] = classes.colors
     if classes.ignore_color is not None:
         palette[classes.ignore] = classes.ignore_color
     picture = Image.fromarray(ids.astype(np.uint8))
     picture.putpalette(palette.tobytes())
-    _save(path, picture)
+    return picture
 
 
 def _save(path: Path, picture: Image.Image) -> None:

@@ -71,12 +71,23 @@ def predict_pixels(
         SegmintError: it is so long and thin that its shorter side cannot be shown as long as at training.
     """
     first = members[0]
-    whole = (int(pixels.shape[0]), int(pixels.shape[1]))
     original = torch.from_numpy(np.array(pixels))
     shown = fitted(original, first.size).to(device_of(first.method))
     found = draw([run.method for run in members], shown, Seeds([seed]), draws)
     if revise is not None:
         found = revise(shown, found)
+    return prediction_of(first, original, found)
+
+
+def prediction_of(run: Run, image: Tensor, found: Draws) -> Prediction:
+    """What was drawn for one image, at the image's own size.
+
+    Args:
+        run: whose classes these are.
+        image: uint8 [H, W, C].
+        found: draws for this image alone, of any size.
+    """
+    whole = (int(image.shape[0]), int(image.shape[1]))
     probabilities = resize(found.probabilities, whole)[0].cpu()
     return Prediction(
         labels=probabilities.max(0).indices.to(torch.uint8),
@@ -88,9 +99,9 @@ def predict_pixels(
         expected_dice=float(found.expected_dice()[0]),
         draws=_enlarge_masks(found.masks, whole),
         alternatives=_alternatives(found, whole),
-        image=original,
-        names=first.classes.names,
-        colors=first.classes.colors,
+        image=image,
+        names=run.classes.names,
+        colors=run.classes.colors,
     )
 
 
@@ -143,7 +154,7 @@ def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
     if small[0] * small[1] > max(MOST_SHOWN, 4 * size[0] * size[1]):
         raise SegmintError(
             f"{image.shape[0]} x {image.shape[1]} pixels: too long and thin to be shown with its shorter side as at "
-            f"training ({small[0]} x {small[1]}); cut it, or segment it at its own size with --tile"
+            f"training ({small[0]} x {small[1]}); cut it, or segment it in tiles: `segmint predict --tile 512`"
         )
     shown = image.permute(2, 0, 1)[None].float() / 127.5 - 1
     return interpolate(shown, size=small, mode="bilinear", antialias=True).clamp(-1, 1)
