@@ -106,8 +106,8 @@ class Case:
     def others(self) -> Iterator[Job]:
         """What else was tried.
 
-        Pairs further from the photographs, and half of each batch; pairs first and real labels then; only the real
-        labels' masks and photographs, varied; and, with no generator, the photographs with their predicted masks.
+        Pairs further from the photographs, and half of each batch; pairs first and real labels then; and, with no
+        generator, the photographs with their predicted masks.
         """
         yield from (self.over(), self.both("over", 0.5), self.both("cutpaste", 0.5))
         alone = options(training__synthetic_fraction=1)
@@ -117,10 +117,30 @@ class Case:
         yield self.train("then-real", *then, needs=["first-over"])
         words = ["--steps", STEPS[self.data], "--masks-from", f"OUT/{self.tag}/real"]
         yield self.train("self", *words, *options(training__labelled_fraction=0.75), needs=["real"])
-        made = ["generate", f"OUT/{self.tag}/flow", "--count", str(PAIRS), "--out", f"OUT/{self.tag}/own-pairs"]
-        made += ["--repaint", "--mix", "real=1,varied=3", *options(strength=0.35, guidance=1.0)]
-        yield Job(f"{self.tag}/own-pairs", made, [f"{self.tag}/flow"])
-        yield from (self.both("own"), self.both("spade"))
+
+    def remedies(self) -> Iterator[Job]:
+        """Other pairs for the same segmenter.
+
+        Painted over the labelled photographs alone, whose masks are right; over collages of cut and paste; by spade;
+        cut and pasted and painted ones side by side; and those of the usual ones that the assay keeps.
+        """
+        gently = options(strength=0.35, guidance=1.0)
+        for name, needs, chosen in (
+            ("own", [], ["--mix", "real=1,varied=3"]),
+            ("collage", ["cutpaste-pairs"], ["--masks", f"OUT/{self.tag}/cutpaste-pairs"]),
+        ):
+            made = ["generate", f"OUT/{self.tag}/flow", "--count", str(PAIRS), "--out", f"OUT/{self.tag}/{name}-pairs"]
+            needed = [f"{self.tag}/{need}" for need in ("flow", *needs)]
+            yield Job(f"{self.tag}/{name}-pairs", [*made, "--repaint", *chosen, *gently], needed)
+            yield self.both(name)
+        words = ["--steps", STEPS[self.data], *options(training__synthetic_fraction=0.25)]
+        for pairs in ("near", "cutpaste"):
+            words += ["--synthetic", f"OUT/{self.tag}/{pairs}-pairs"]
+        yield self.train("both-near-cutpaste", *words, needs=["near-pairs", "cutpaste-pairs"])
+        for by in ("agreement", "usefulness"):
+            yield from self.assayed(by)
+            yield self.both(by)
+        yield from (self.maker("spade"), self.pairs("spade", "spade-pairs"), self.both("spade"))
 
     def only(self, pairs: str) -> Job:
         """The segmenter on pairs alone, or for comparison on the real labels, at fewer steps."""
@@ -195,13 +215,12 @@ def jobs() -> Iterator[Job]:
     for case in camvid:
         yield from few_labels(case)
     yield camvid[0].sequences()
+    for cases in zip(camvid, clothes, strict=True):
+        for case in cases:
+            yield from case.remedies()
     yield from clothes[0].others()
     for case in clothes:
         yield from (case.maker("plain"), case.near("plain"), case.both("plain-near"))
-    for case in clothes:
-        for by in ("agreement", "usefulness"):
-            yield from case.assayed(by)
-            yield case.both(by)
 
 
 def few_labels(case: Case) -> Iterator[Job]:
