@@ -52,3 +52,10 @@ def write_shapes(root: Path, count: int = 14, size: tuple[int, int] = (32, 24), 
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder of 14 images 32 x 24: 3 to validate, 3 to test, 5 labelled and 3 unlabelled to train on."""
     return write_shapes(tmp_path_factory.mktemp("data") / "shapes")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say aloud what had to be left out for want of a program."""
+    for told in sorted({str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])}):
+        if "NOT TESTED" in told:
+            terminalreporter.write_line(told[told.index("NOT TESTED") :].rstrip("')"), yellow=True, bold=True)

@@ -13,13 +13,14 @@ import segmint
 
 SOURCE = Path(segmint.__file__).parent
 FLOORS = [
-    {"types", "seeds", "config", "ranks"},
+    {"types", "seeds", "config", "ranks", "locks"},
     {"data", "nets", "functional"},
     {"methods"},
     {"training"},
     {"inference"},
     {"evaluation"},
-    {"cli", "demo", "__main__"},
+    {"study"},
+    {"serve", "cli", "demo", "__main__"},
 ]
 
 
