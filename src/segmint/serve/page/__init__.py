@@ -100,7 +100,7 @@ def require_gradio() -> Any:
             warnings.simplefilter("ignore")
             import gradio
     except ImportError as error:
-        raise SegmintError('the web page needs Gradio: pip install "segmint[page]"; or serve without it') from error
+        raise SegmintError('the web page needs Gradio: pip install "segmint[page]"; or give --no-page') from error
     return gradio
 
 
@@ -128,7 +128,7 @@ def _build(
         tabs.append(("Reports", lambda: reading.tab(shelf)))
     if not tabs:
         raise SegmintError(
-            "the web page: no model segments or paints, and there is no folder of pairs or reports; serve without it"
+            "the web page: no model segments or paints, and there is no folder of pairs or reports; give --no-page"
         )
     with gradio.Blocks(
         title="Segmint", analytics_enabled=False, delete_cache=(parts.KEPT_SECONDS, parts.KEPT_SECONDS), fill_width=True
