@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -14,24 +14,18 @@ LOCK = ".lock"
 
 
 @contextmanager
-def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """Hold a folder, which is made where it is missing; the system lets it go when the process ends, however it ends.
-
-    Args:
-        folder: that only this process is to write to.
-        patience: seconds to wait for another process to let it go.
+def hold(path: Path, patience: float, complaint: str) -> Iterator[None]:
+    """Hold a lock file, which the system lets go when the process ends, however it ends.
 
     Raises:
-        SegmintError: another process holds it for longer than that.
+        SegmintError: another process holds it for longer than `patience` seconds; with this message.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=patience)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=patience)
     try:
         lock.acquire()
     except Timeout as error:
-        raise SegmintError(
-            f"{folder}: another process is writing there; wait until it has ended, or stop it, or choose another --out"
-        ) from error
+        raise SegmintError(complaint) from error
     except NotImplementedError:  # the file system has no locks, as some network drives
         yield
         return
@@ -39,3 +33,13 @@ def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def locked(folder: Path) -> AbstractContextManager[None]:
+    """Hold a folder that only this process is to write to; it is made where it is missing.
+
+    Raises:
+        SegmintError: another process holds it.
+    """
+    complaint = "another process is writing there; wait until it has ended, or stop it, or choose another --out"
+    return hold(folder / LOCK, 0.0, f"{folder}: {complaint}")

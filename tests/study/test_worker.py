@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from segmint.locks import hold
 from segmint.study import files
-from segmint.study.files import LOG, fail, locked, read_facts
+from segmint.study.files import LOG, fail, read_facts
 from segmint.study.local import LocalPool, launch
 from segmint.study.pieces import job_of
 from segmint.study.results import read_results
@@ -42,7 +43,7 @@ def test_a_worker_saves_and_ends_when_its_starter_is_gone(tmp_path, shapes, tiny
     folder = long(tmp_path, shapes, tiny)
     process = launch(folder, None, 1)
     until(lambda: len(read_log(folder)) > 0 or process.poll() is not None)
-    with pytest.raises(SegmintError, match="still at it"), locked(folder / "lock", 0.0, "still at it"):
+    with pytest.raises(SegmintError, match="still at it"), hold(folder / "lock", 0.0, "still at it"):
         pass
     process.stdin.close()
     assert process.wait(60) == files.STOPPED, (folder / LOG).read_text(encoding="utf-8")
@@ -93,7 +94,7 @@ def test_two_processes_killed_with_their_workers_and_started_again(whole, tmp_pa
 
 def _is_free(lock: Path) -> bool:
     try:
-        with locked(lock, 0.0, "taken"):
+        with hold(lock, 0.0, "taken"):
             return True
     except SegmintError:
         return False
@@ -102,7 +103,7 @@ def _is_free(lock: Path) -> bool:
 def test_only_one_study_at_a_time_in_a_folder(tmp_path, shapes, tiny):
     folder = tiny.write(tmp_path / "s", shapes, {"supervised": tiny.SUPERVISED})
     with (
-        locked(folder / "lock", 0.0, ""),
+        hold(folder / "lock", 0.0, ""),
         pytest.raises(SegmintError, match="another `segmint study` is at work here"),
     ):
         run_study(folder)

@@ -73,11 +73,11 @@ class Pixels:
         stamps = _stamps(data)
         notes: list[str] = []
         if size is None:
-            size, notes = _common_size(data, store / f"{_digest(stamps)}.json")
+            size, notes = _common_size(data, store / f"{digest_of(stamps)}.json")
         if min(size) < 1:
             raise SegmintError(f"size: {size[0]} x {size[1]} has no pixels; give height and width of 1 or more")
         key = [VERSION, size, data.channels, data.depth, repr(data.classes), stamps]
-        folder = store / _digest(key)
+        folder = store / digest_of(key)
         if not folder.is_dir():
             _build(data, size, folder, progress)
         masks, rows = 0, []
@@ -192,7 +192,8 @@ def _stamps(data: Data) -> list[tuple[str, int, int]]:
     return stamps
 
 
-def _digest(key: Any) -> str:
+def digest_of(key: Any) -> str:
+    """A short name that stands for some JSON values, and for nothing else."""
     return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
 
 

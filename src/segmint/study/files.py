@@ -1,14 +1,10 @@
-"""What a piece leaves in its folder, and how processes on one folder keep out of each other's way."""
+"""What a piece leaves in its folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from segmint.evaluation.files import read_json, write_json
 from segmint.training.checkpoint import read_log
@@ -56,28 +52,6 @@ def curve(folder: Path, key: str) -> list[tuple[int, float]]:
     """A figure of the validation lines of a training's log: (step, value)."""
     lines = [line for line in read_log(folder) if line.get("split") == "val" and key in line]
     return [(int(line["step"]), float(line[key])) for line in lines]
-
-
-@contextmanager
-def locked(path: Path, patience: float, complaint: str) -> Iterator[None]:
-    """Hold a lock file, which the system lets go when the process ends, however it ends.
-
-    Raises:
-        SegmintError: another process holds it for longer than `patience` seconds.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=patience)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise SegmintError(complaint) from error
-    except NotImplementedError:  # the file system has no locks, as some network drives
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def write_job(folder: Path, job: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ from rich.console import Console
 from segmint.config import write_atomic
 from segmint.data.folder import Data, open_folder
 from segmint.evaluation.files import write_json
-from segmint.study.files import BROKEN, DONE, FAILED, FINISHED, locked, read_facts, write_job
+from segmint.locks import hold
+from segmint.study.files import BROKEN, DONE, FAILED, FINISHED, read_facts, write_job
 from segmint.study.live import LiveView
 from segmint.study.local import LocalPool, Pool
 from segmint.study.outcomes import SETTLED, settled
@@ -48,7 +49,7 @@ def run_study(
     """
     folder, console = Path(folder).resolve(), console or Console(quiet=True)
     study = read_study(folder)
-    with locked(folder / "lock", 0, f"{folder}: another `segmint study` is at work here; wait for it, or end it"):
+    with hold(folder / "lock", 0, f"{folder}: another `segmint study` is at work here; wait for it, or end it"):
         check_data(study)
         study = settle(study, folder, processes or cores_here())
         plan = make_plan(study)

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from segmint.study.files import BROKEN, DONE, FAILED, FINISHED, JOB, PAUSED, STOPPED, WAITS, curve, fail, locked, spent
+from segmint.locks import hold
+from segmint.study.files import BROKEN, DONE, FAILED, FINISHED, JOB, PAUSED, STOPPED, WAITS, curve, fail, spent
 from segmint.types import SegmintError, reason
 
 GRACE = 60.0
@@ -103,7 +104,7 @@ def work(folder: Path, limit: float | None = None, watch: bool = False) -> int:
     """
     signal.signal(signal.SIGTERM, _end)
     try:
-        with locked(folder / "lock", 2 * GRACE, f"{folder}: another process is still at it; end it, or wait"):
+        with hold(folder / "lock", 2 * GRACE, f"{folder}: another process is still at it; end it, or wait"):
             return _work(folder, limit, watch)
     except (Ends, KeyboardInterrupt):
         return STOPPED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmint.data.cache import Pixels, cache_folder
+from segmint.data.cache import Pixels, cache_folder, digest_of
 from segmint.data.classes import read_classes
 from segmint.data.io import Bytes, replacing
 from segmint.methods.method import Method, device_of, load
@@ -84,7 +83,7 @@ def predict_masks(
     files = [pixels.data.items[item].image for item in items]
     digest = _digest(run, confidence, pixels.size, [path.stat().st_size for path in files])
     stamps = [(str(path.resolve()), path.stat().st_mtime_ns) for path in files]
-    path, shape = cache_folder() / f"{_hash([digest, stamps])}.predicted.u8", (len(items), *pixels.size)
+    path, shape = cache_folder() / f"{digest_of([digest, stamps])}.predicted.u8", (len(items), *pixels.size)
     if not path.is_file() or path.stat().st_size != int(np.prod(shape)):
         cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         with replacing(path) as temporary, temporary.open("wb") as file:
@@ -117,11 +116,7 @@ def _digest(run: Path, confidence: float, size: tuple[int, int], bytes_of: Seque
     """Stays the same when the images are copied to another place."""
     weights = hashlib.sha256((run / "model.safetensors").read_bytes())
     weights.update((run / "method.json").read_bytes())
-    return _hash([VERSION, weights.hexdigest(), confidence, size, bytes_of])
-
-
-def _hash(key: object) -> str:
-    return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
+    return digest_of([VERSION, weights.hexdigest(), confidence, size, bytes_of])
 
 
 @torch.inference_mode()
