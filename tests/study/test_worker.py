@@ -1,6 +1,7 @@
 """Workers as processes of their own: each takes seconds to start, so there are few of them."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from segmint.locks import hold
-from segmint.study import files
+from segmint.study import files, worker
 from segmint.study.files import LOG, fail, read_facts
 from segmint.study.local import LocalPool, launch
 from segmint.study.pieces import job_of
@@ -67,6 +68,23 @@ def test_a_worker_ends_at_its_limit_and_says_so(tmp_path, shapes, tiny):
     assert "not done after 0.0 minutes" in facts["reason"]
     assert files.spent(folder) >= 1.0
     pool.close()
+
+
+def test_time_that_is_up_at_once_ends_the_piece_and_nothing_else(tmp_path, shapes, tiny, monkeypatch):
+    """The signal comes before the work has begun: what waits to end the process must still be told that all is over."""
+    folder = long(tmp_path, shapes, tiny)
+    exits: list[int] = []
+    monkeypatch.setattr(worker, "GRACE", 0.2)
+    monkeypatch.setattr(os, "_exit", exits.append)
+    monkeypatch.setattr(worker, "_work", lambda folder, clock: time.sleep(60))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert worker.work(folder, limit=0.0) == files.BROKEN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert read_facts(folder / files.FAILED)["status"] == "out of time"
+    time.sleep(0.5)
+    assert not exits
 
 
 def test_two_processes_killed_with_their_workers_and_started_again(whole, tmp_path, tiny):

@@ -41,11 +41,14 @@ class Clock:
 
     def __init__(self, folder: Path, limit: float | None, watch: bool) -> None:
         self.folder, self.limit, self.late = folder, limit, False
-        self.begun, self.before = time.monotonic(), spent(folder)
+        self.begun, self.before, self.watch = time.monotonic(), spent(folder), watch
         self.over = threading.Event()
-        if watch:
+
+    def start(self) -> None:
+        """Watch from now on, until `over` is set; where it never is, the process ends a while after it was asked to."""
+        if self.watch:
             threading.Thread(target=self._wait_for_the_end, daemon=True).start()
-        if limit is not None:
+        if self.limit is not None:
             threading.Thread(target=self._wait_for_the_limit, daemon=True).start()
 
     @property
@@ -103,23 +106,31 @@ def work(folder: Path, limit: float | None = None, watch: bool = False) -> int:
         FINISHED, BROKEN, STOPPED or WAITS.
     """
     signal.signal(signal.SIGTERM, _end)
+    clock = Clock(folder, limit, watch)
     try:
         with hold(folder / "lock", 2 * GRACE, f"{folder}: another process is still at it; end it, or wait"):
-            return _work(folder, limit, watch)
+            clock.start()
+            return _work(folder, clock)
     except (Ends, KeyboardInterrupt):
-        return STOPPED
+        if (folder / DONE).exists():
+            return FINISHED
+        if not clock.late:
+            return STOPPED
+        clock.out_of_time()
+        return BROKEN
+    finally:
+        clock.over.set()
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     raise Ends
 
 
-def _work(folder: Path, limit: float | None, watch: bool) -> int:
+def _work(folder: Path, clock: Clock) -> int:
     from segmint.evaluation.files import read_json, write_json
 
     if (folder / DONE).exists():
         return FINISHED
-    clock = Clock(folder, limit, watch)
     (folder / FAILED).unlink(missing_ok=True)
     pause = Pause(None)
     try:
@@ -128,19 +139,14 @@ def _work(folder: Path, limit: float | None, watch: bool) -> int:
         facts = _DO[job["kind"]](folder, job, pause)
         write_json(folder / DONE, {"seconds": round(clock.seconds, 2), **facts})
     except Ends:
-        if pause.reached:
-            write_json(folder / PAUSED, {"step": pause.step, "seconds": round(clock.seconds, 2)})
-            return WAITS
-        if not clock.late:
-            return STOPPED
-        clock.out_of_time()
-        return BROKEN
+        if not pause.reached:
+            raise
+        write_json(folder / PAUSED, {"step": pause.step, "seconds": round(clock.seconds, 2)})
+        return WAITS
     except Exception as error:
         traceback.print_exc()
         fail(folder, "failed", said(error).removeprefix(f"{folder}: "), clock.seconds)
         return BROKEN
-    finally:
-        clock.over.set()
     return FINISHED
 
 
