@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -251,14 +251,20 @@ class _Bootstrap:
     names: Sequence[str]
     resamples: int
     seed: int
+    known: dict[tuple[Path, Measure], Tensor] = field(default_factory=dict)
+    """Resampled figures of single runs: the baseline's are needed for every other strategy."""
+
+    def resampled(self, run: Run, measure: Measure) -> Tensor:
+        """A measure of one run: [1 + R] or [1 + R, K]; row 0 is that of the data as they are."""
+        key = run.folder, measure
+        if key not in self.known:
+            table = run.tables[measure.table]
+            self.known[key] = metrics.resample(table, measure.of, self.units, self.resamples, self.seed)
+        return self.known[key]
 
     def figures(self, arm: Sequence[Run], measure: Measure) -> Tensor:
         """The mean over seeds of a measure: [1 + R] or [1 + R, K]; row 0 is that of the data as they are."""
-        of_runs = [
-            metrics.resample(run.tables[measure.table], measure.of, self.units, self.resamples, self.seed)
-            for run in arm
-        ]
-        figures = torch.stack(of_runs, 1)
+        figures = torch.stack([self.resampled(run, measure) for run in arm], 1)
         generator = np.random.default_rng([self.seed, *(run.settings.seed for run in arm)])
         drawn = generator.multinomial(len(arm), np.full(len(arm), 1 / len(arm)), self.resamples)
         weight = torch.cat([torch.ones(1, len(arm), dtype=torch.float64), torch.from_numpy(drawn).double()])
