@@ -106,8 +106,7 @@ class Case:
     def others(self) -> Iterator[Job]:
         """What else was tried.
 
-        Pairs further from the photographs, and half of each batch; pairs first and real labels then; and, with no
-        generator, the photographs with their predicted masks.
+        Pairs further from the photographs, and half of each batch; pairs first and real labels then.
         """
         yield from (self.over(), self.both("over", 0.5), self.both("cutpaste", 0.5))
         alone = options(training__synthetic_fraction=1)
@@ -115,8 +114,11 @@ class Case:
         yield self.train("first-over", *first, needs=["over-pairs"])
         then = ["--steps", str(int(STEPS[self.data]) - 500), "--init", f"OUT/{self.tag}/first-over"]
         yield self.train("then-real", *then, needs=["first-over"])
+
+    def self_taught(self) -> Job:
+        """No generator: the photographs without labels, with the masks predicted for them."""
         words = ["--steps", STEPS[self.data], "--masks-from", f"OUT/{self.tag}/real"]
-        yield self.train("self", *words, *options(training__labelled_fraction=0.75), needs=["real"])
+        return self.train("self", *words, *options(training__labelled_fraction=0.75), needs=["real"])
 
     def remedies(self) -> Iterator[Job]:
         """Other pairs for the same segmenter.
@@ -137,9 +139,11 @@ class Case:
         for pairs in ("near", "cutpaste"):
             words += ["--synthetic", f"OUT/{self.tag}/{pairs}-pairs"]
         yield self.train("both-near-cutpaste", *words, needs=["near-pairs", "cutpaste-pairs"])
-        for by in ("agreement", "usefulness"):
-            yield from self.assayed(by)
-            yield self.both(by)
+        yield from self.assays()
+        yield from self.painted()
+
+    def painted(self) -> Iterator[Job]:
+        """By spade, from nothing but the mask."""
         yield from (self.maker("spade"), self.pairs("spade", "spade-pairs"), self.both("spade"))
 
     def only(self, pairs: str) -> Job:
@@ -187,12 +191,14 @@ class Case:
         words += ["--split", "val", "--independent", "--out", f"OUT/{self.tag}/frames"]
         return Job(f"{self.tag}/frames", words, [f"{self.tag}/flow"])
 
-    def assayed(self, by: str) -> Iterator[Job]:
-        """A copy of those pairs, of which the assay keeps the better seven tenths."""
-        source, target = f"OUT/{self.tag}/near-pairs", f"OUT/{self.tag}/{by}-pairs"
-        yield Job(f"{self.tag}/{by}-copy", ["cp", "-r", source, target], [f"{self.tag}/near-pairs"])
-        words = ["assay", target, "--segmenter", f"OUT/{self.tag}/real", "--keep", "0.7", "--by", by, "--copies"]
-        yield Job(f"{self.tag}/{by}-pairs", words, [f"{self.tag}/{by}-copy"])
+    def assays(self) -> Iterator[Job]:
+        """Copies of those pairs, of which the assay keeps the better seven tenths, and the segmenter on each."""
+        for by in ("agreement", "usefulness"):
+            source, target = f"OUT/{self.tag}/near-pairs", f"OUT/{self.tag}/{by}-pairs"
+            yield Job(f"{self.tag}/{by}-copy", ["cp", "-r", source, target], [f"{self.tag}/near-pairs"])
+            words = ["assay", target, "--segmenter", f"OUT/{self.tag}/real", "--keep", "0.7", "--by", by, "--copies"]
+            yield Job(f"{self.tag}/{by}-pairs", words, [f"{self.tag}/{by}-copy"])
+            yield self.both(by)
 
 
 def jobs() -> Iterator[Job]:
@@ -215,11 +221,14 @@ def jobs() -> Iterator[Job]:
     for case in camvid:
         yield from few_labels(case)
     yield camvid[0].sequences()
-    for cases in zip(camvid, clothes, strict=True):
-        for case in cases:
-            yield from case.remedies()
+    yield from camvid[0].remedies()
+    for case in camvid[1:]:
+        yield from (*case.painted(), *case.assays())
+    yield from clothes[0].remedies()
     yield from clothes[0].others()
     for case in clothes:
+        yield case.self_taught()
+        yield from case.assays()
         yield from (case.maker("plain"), case.near("plain"), case.both("plain-near"))
 
 
