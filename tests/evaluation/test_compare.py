@@ -169,3 +169,13 @@ def test_a_verdict_needs_both_the_interval_and_the_corrected_p_value():
     assert [judge(d, 0.01) for d in (gain, loss, unsure)] == ["better", "worse", "neither"]
     assert [judge(d, 0.06) for d in (gain, loss, unsure)] == ["neither"] * 3
     assert [judge(d, 0.01, "ged") for d in (gain, loss, unsure)] == ["worse", "better", "neither"]
+
+
+def test_what_helped_a_segmenter_is_named(scored, pairs):
+    helped = {"masks_from": "first", "init": "first"}
+    runs = [scored(key, blind=True, **{key: value}) for key, value in helped.items()]
+    found = compare(scored("good"), [*runs, scored("both", synthetic=[str(pairs)], masks_from="first")], "test")
+    labels = [other["label"] for other in found["others"]]
+    assert labels[:2] == ["supervised + predicted masks", "supervised, pre-trained"]
+    assert labels[2] == "supervised + pairs from VAE + predicted masks"
+    assert found["others"][2]["sentence"].startswith(f"Using {labels[2]} instead of supervised made")

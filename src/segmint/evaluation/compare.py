@@ -228,6 +228,7 @@ def _labels(strategies: Sequence[Sequence[Run]]) -> list[str]:
         label = run.settings.method
         if run.generator:
             label += f" + pairs from {' and '.join(title(name) for name in run.generator.split(' and '))}"
+        label += " + predicted masks" * bool(run.settings.masks_from) + ", pre-trained" * bool(run.settings.init)
         labels.append(label)
     return [
         f"{label} ({arm[0].folder.name})" if labels.count(label) > 1 else label
@@ -236,8 +237,8 @@ def _labels(strategies: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _change(baseline: Run, other: Run, before: str, after: str) -> str:
-    alike = baseline.settings.method == other.settings.method and not baseline.generator
-    if alike and other.generator:
+    sides = [(one.method, bool(one.masks_from), bool(one.init)) for one in (baseline.settings, other.settings)]
+    if sides[0] == sides[1] and other.generator and not baseline.generator:
         makers = " and ".join(f"the {title(name)}" for name in other.generator.split(" and "))
         return f"Training on pairs from {makers} as well"
     return f"Using {after} instead of {before}"
