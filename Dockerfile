@@ -8,14 +8,10 @@ WORKDIR /opt/segmint
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install torch==2.13.0 --index-url ${TORCH_INDEX}
 
-# Gradio does not take Pillow 13, with which the constraints were made; so Pillow is left open here.
-COPY constraints.txt ./
-RUN grep -vi '^pillow==' constraints.txt > open.txt
-
 # The packages first, with an empty Segmint, so that a change of ours does not fetch them all again.
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN mkdir -p src/segmint && touch src/segmint/__init__.py \
-    && pip install --constraint open.txt '.[serve,page,export,video]'
+    && pip install --constraint constraints.txt '.[serve,page,export,video]'
 COPY src src
 RUN pip install --no-deps --force-reinstall .
 

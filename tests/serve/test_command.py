@@ -102,8 +102,8 @@ def called(monkeypatch: pytest.MonkeyPatch, models: Models) -> Called:
     return called
 
 
-def invoke(*words: str) -> str:
-    result = CliRunner().invoke(cli.app, ["serve", *words, "--no-page"])
+def invoke(*words: str, page: tuple[str, ...] = ("--no-page",)) -> str:
+    result = CliRunner().invoke(cli.app, ["serve", *words, *page])
     if isinstance(result.exception, SegmintError):
         raise result.exception
     assert result.exit_code == 0, (result.output, result.exception)
@@ -135,6 +135,17 @@ def test_the_command_refuses_what_means_nothing(called: Called, models: Models, 
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(SegmintError, match=r"uvicorn is not installed, .* pip install 'segmint\[serve\]'"):
         serve.require()
+
+
+def test_without_gradio_there_is_no_page_unless_it_is_asked_for(called: Called, models: Models, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    folder = str(models["all"].run.folder)
+    told = invoke(folder, page=())
+    assert "no web page, as Gradio is not installed: pip install 'segmint[page]'\n" in told
+    assert "/page" not in [route.path for route in called.app.routes]
+    for page in (("--page",), ("--reports", folder)):
+        with pytest.raises(SegmintError, match="the web page needs Gradio"):
+            invoke(folder, page=page)
 
 
 def test_the_page_is_added_and_found_at_the_root(monkeypatch: pytest.MonkeyPatch):

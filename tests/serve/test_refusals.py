@@ -192,8 +192,15 @@ BOMBS: dict[str, tuple[Callable[[], bytes], int]] = {
     "tiff bits": (lambda: tiff_of(bits=64), 415),
     "tiff jpeg": (lambda: tiff_of(compression=7), 415),
     "jpeg scans": (lambda: many_scans(np.zeros((32, 32, 3), np.uint8)), 422),
-    "huge webp": (lambda: b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f\xff\xff\xff\x0f" + bytes(8), 413),
+    "webp over our limit": (lambda: webp_of(2000, 2000), 413),
+    "webp that says it is huge": (lambda: b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f\xff\xff\xff\x0f" + bytes(8), 422),
 }
+
+
+def webp_of(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, "WEBP", lossless=True)
+    return file.getvalue()
 
 
 def with_text(png: bytes) -> bytes:

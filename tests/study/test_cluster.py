@@ -40,9 +40,11 @@ def _kill_one(pieces: Path, lost: list[int]) -> None:
             try:
                 words = (process / "cmdline").read_bytes().split(b"\0")
                 parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+                on_ray = Path(f"/proc/{parent}/cmdline").read_bytes().startswith(b"ray::")
             except OSError:
                 continue
-            if b"segmint.study.worker" in words and any(word.startswith(os.fsencode(pieces)) for word in words):
+            ours = b"segmint.study.worker" in words and any(word.startswith(os.fsencode(pieces)) for word in words)
+            if ours and on_ray:
                 lost.append(parent)
                 os.kill(parent, signal.SIGKILL)
                 return

@@ -23,6 +23,13 @@ RunArgument = Annotated[Path, typer.Argument(help="A run folder.", show_default=
 DataArgument = Annotated[Path, typer.Argument(help="A data folder: images/, masks/, classes.yaml.", show_default=False)]
 PairsArgument = Annotated[Path, typer.Argument(help="A folder of generated pairs.", show_default=False)]
 ByOption = Annotated[str, typer.Option(help="What ranks the pairs: agreement, usefulness or none.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(help="Processes; else 1, with --ray local one a processor.", min=1, show_default=False)
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(help="Address of a Ray cluster that shares the folders; local: one here.", show_default=False),
+]
 
 
 def plain(text: str) -> str:

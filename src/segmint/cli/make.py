@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segmint.cli.app import ByOption, PairsArgument, RunArgument, advance, app, console, plain
+from segmint.cli.app import ByOption, PairsArgument, RayOption, RunArgument, WorkersOption, advance, app, console, plain
 from segmint.cli.options import changes_of, keep_of
 from segmint.types import SegmintError
 
@@ -21,7 +21,8 @@ def generate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; else RUN/generated.")] = None,
     seed: Annotated[int, typer.Option(help="Of the whole set.")] = 0,
-    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
     masks: Annotated[Path | None, typer.Option(help="Data folder whose masks are painted.")] = None,
     mix: Annotated[
         str | None, typer.Option(help="Masks to paint, e.g. real=1,predicted=1,varied=2,drawn=1.", show_default=False)
@@ -57,7 +58,7 @@ def generate(
                 "--mask-generator, --repaint and --keep out"
             )
         asked: dict[str, Any] = {"count": 4 if count is None else count, "frames": frames, "masks": masks}
-        asked |= {"split": split, "speed": speed, "seed": seed, "workers": workers}
+        asked |= {"split": split, "speed": speed, "seed": seed, "workers": workers, "ray": ray}
         _generate_sequences(changed, out or run / "sequences", independent, fps if video else 0, **asked)
         return
     if split or independent or video:
@@ -73,6 +74,7 @@ def generate(
             out=out,
             seed=seed,
             workers=workers,
+            ray=ray,
             masks=masks,
             mix=mix,
             segmenter=None if keep and "predicted" not in (mix or "") else segmenter,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,12 @@ def serve(
     max_waiting: Annotated[int, typer.Option(help="Most images waiting for a model.")] = 128,
     batch: Annotated[int, typer.Option(help="Most images computed together; 1: each alone.")] = 8,
     wait: Annotated[float, typer.Option(help="Seconds that the first of them waits for others.")] = 0.005,
-    page: Annotated[bool, typer.Option(help="The web page at /page.")] = True,
+    page: Annotated[
+        bool | None,
+        typer.Option(
+            "--page/--no-page", help="The web page at /page; else if Gradio is installed.", show_default=False
+        ),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="For the page: a data folder whose masks may be painted.", show_default=False)
     ] = None,
@@ -60,6 +66,7 @@ def serve(
         wait=wait,
     )
     require()
+    with_page = _with_page(page, anything=any((data, pairs, reports)))
     from segmint.serve.app import create_app
     from segmint.serve.models import Models
     from segmint.serve.run import run, usual_device
@@ -69,10 +76,8 @@ def serve(
     served = create_app(models, settings)
     told = ", ".join(f"{model.name} ({' '.join(model.jobs)})" for model in models)
     console.print(f"serving {plain(told)}", highlight=False, soft_wrap=True)
-    if page:
+    if with_page:
         _add_page(served, models, settings=settings, data=data, pairs=pairs, reports=reports)
-    elif data or pairs or reports:
-        raise SegmintError("--data, --pairs, --reports: are for the web page; leave out --no-page")
     run(served, host=host, port=port, settings=settings)
 
 
@@ -85,6 +90,19 @@ def require() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise SegmintError(f"{error.name} is not installed, which serve needs: pip install 'segmint[serve]'") from error
+
+
+def _with_page(asked: bool | None, *, anything: bool) -> bool:
+    """Whether there is to be a page; if nobody asked for it (or for `anything` on it), only where it can be."""
+    if asked is False:
+        if anything:
+            raise SegmintError("--data, --pairs, --reports: are for the web page; leave out --no-page")
+        return False
+    if asked or anything or find_spec("gradio") is not None:
+        return True
+    told = "no web page, as Gradio is not installed: pip install 'segmint[page]'"
+    console.print(plain(told), highlight=False, soft_wrap=True)
+    return False
 
 
 def _key(name: str | None) -> str | None:

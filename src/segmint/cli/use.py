@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segmint.cli.app import RunArgument, app, console, errors, plain
+from segmint.cli.app import RayOption, RunArgument, WorkersOption, app, console, errors, plain
 from segmint.cli.options import changes_of
 from segmint.types import SegmintError
 
@@ -43,6 +43,8 @@ def predict(
     frames: Annotated[
         int | None, typer.Option(help="At most so many frames of a video.", min=1, show_default=False)
     ] = None,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
 ) -> None:
     """Segment images and videos: masks, overlays, areas. Called again, it goes on where it was stopped."""
     from rich.progress import Progress
@@ -51,10 +53,11 @@ def predict(
 
     runs = [run, *(with_ or [])]
     tiling = _tiling(tile, overlap, scale)
+    chosen: dict[str, Any] = {"draws": draws, "seed": seed, "tiling": tiling, "workers": workers, "ray": ray}
     if out is None and inputs == ["-"]:
-        _to_standard_output(runs, tiling, draws, seed)
+        _to_standard_output(runs, **chosen)
         return
-    chosen: dict[str, Any] = {"save": _words(save), "draws": draws, "seed": seed, "tiling": tiling, "most": frames}
+    chosen |= {"save": _words(save), "most": frames}
     if not smooth:
         chosen["memory"] = 0.0
     folder = out or (run / "predictions" if run.is_dir() else run.with_name(f"{run.stem}-predictions"))
@@ -91,14 +94,14 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _to_standard_output(runs: list[Path], tiling: Any, draws: int | None, seed: int) -> None:
+def _to_standard_output(runs: list[Path], **chosen: Any) -> None:
     """The mask of an image from standard input, as PNG."""
     import tempfile
 
     from segmint.inference.batch import predict_folder
 
     with tempfile.TemporaryDirectory() as folder:
-        found = predict_folder(runs, "-", folder, save=["masks"], tiling=tiling, draws=draws, seed=seed)
+        found = predict_folder(runs, "-", folder, save=["masks"], **chosen)
         for _, why in found.failed:
             raise SegmintError(why)
         sys.stdout.buffer.write((Path(folder) / "masks" / "stdin.png").read_bytes())

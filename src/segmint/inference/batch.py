@@ -9,12 +9,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from segmint.config import write_atomic
+from segmint.data.frames import is_stream
 from segmint.data.io import MAX_PIXELS, Bytes, read_image
 from segmint.data.windows import Decoded, Place, Raster, TiffRaster, Window, is_tiff, open_raster, read_place
 from segmint.inference.inputs import STDIN, Input, find_inputs
@@ -23,6 +24,7 @@ from segmint.inference.predict import Runs, check_draws, open_runs, predict_pixe
 from segmint.inference.tally import Row, Tally, cell_of, read_csv, write_csv
 from segmint.inference.tiles import Cell, Tiling, segment_tiles
 from segmint.inference.video import MEMORY, VIDEO_KINDS, predict_video
+from segmint.inference.workers import Workers, write_all
 from segmint.training.run import Run
 from segmint.types import SegmintError, reason
 
@@ -30,6 +32,9 @@ Progress = Callable[[str, int, int], None]
 """Told what is counted ("images", "tiles" or "frames"), how many are done, and of how many (0: not known)."""
 
 SAVED = ("masks", "overlays")
+
+AHEAD = 100
+"""So many inputs wait for each worker at most, so that none is idle while another is busy with a film."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,8 @@ def predict_folder(
     tiling: Tiling | None = None,
     memory: float = MEMORY,
     most: int | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Segment images, videos and whole folders of them.
@@ -126,19 +133,24 @@ def predict_folder(
         tiling: segment images at their own resolution in tiles, instead of whole with the shorter side as at training.
         memory: how far frames of a video before count; 0: not at all.
         most: leave off after so many frames of each video.
-        progress: told how it goes.
+        workers, ray: where files are segmented, see `segmint.inference.workers.Workers`. Each worker has one thread,
+            one process alone all of them; results are the same up to rounding.
+        progress: told how it goes; of other processes, only the images.
 
     Raises:
         SegmintError: the runs do not fit each other; an input does not exist; results would have the same name, or lie
-            among the images; a setting is wrong, or not that of the results that are there; the disk is full.
+            among the images; a setting is wrong, or not that of the results that are there; the disk is full; there is
+            a stream or standard input for several workers; the cluster is out of reach.
     """
     check_draws(draws)
     kinds, folder = check_kinds(save), Path(out)
-    how = _How(open_runs(runs), draws, seed, tiling, memory, most)
+    how, place = _How(open_runs(runs), draws, seed, tiling, memory, most), Workers(workers, ray)
     jobs = find_inputs(inputs, folder)
     _refuse_own(jobs, folder)
+    if not place.alone:
+        _refuse_streams(jobs)
     _settle(folder, how)
-    return _Desk(how, folder, kinds, progress or (lambda *_: None)).work(jobs)
+    return _Desk(_Segmenter(how, folder, kinds, progress or _silent), place).work(jobs)
 
 
 def digest(run: Run) -> str:
@@ -159,6 +171,13 @@ def _refuse_own(jobs: Sequence[Input], out: Path) -> None:
     for job in jobs:
         if not job.moving and job.source != STDIN and taken & set(job.path.resolve().parents):
             raise SegmintError(f"{job.source}: lies where results go (--out {out}); choose another folder for them")
+
+
+def _refuse_streams(jobs: Sequence[Input]) -> None:
+    """Refuse inputs that only this process can read."""
+    for job in jobs:
+        if job.source == STDIN or is_stream(job.source):
+            raise SegmintError(f"{job.source}: is read by one process alone; leave it, or --workers and --ray, out")
 
 
 def _settle(folder: Path, how: _How) -> None:
@@ -205,70 +224,49 @@ def _written(path: Path, text: str) -> None:
         raise SegmintError(f"{path}: cannot be written ({reason(error)}); free or choose a place") from error
 
 
-@dataclass
-class _Desk:
-    """One call of `predict_folder` at work."""
+def _silent(what: str, done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What became of one input: its row (a video has none), or why it failed."""
+
+    row: Row | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class _Segmenter:
+    """Segments inputs and writes what is wanted of them; in another process as well."""
 
     how: _How
     out: Path
     kinds: tuple[str, ...]
-    progress: Progress
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    done: int = 0
-    skipped: int = 0
+    progress: Progress = _silent
 
-    def work(self, jobs: Sequence[Input]) -> Outcome:
-        table = self.out / "predictions.csv"
-        rows = {row["name"]: row for row in read_csv(table)}
-        saved = time.monotonic()
-        try:
-            for number, job in enumerate(jobs):
-                self.progress("images", number, len(jobs))
-                self._one(job, rows)
-                if time.monotonic() - saved > 5:
-                    write_csv(table, list(rows.values()))
-                    saved = time.monotonic()
-        finally:
-            if rows:
-                write_csv(table, list(rows.values()))
-        self.progress("images", len(jobs), len(jobs))
-        return Outcome(self.out, self.done, self.skipped, tuple(self.failed))
+    def builder(self) -> Callable[[], _Segmenter]:
+        """What makes the same in another process, which reads the models itself."""
+        members = [replace(run) for run in self.how.members]
+        return partial(_Segmenter, replace(self.how, members=members), self.out, self.kinds)
 
-    def _one(self, job: Input, rows: dict[str, Row]) -> None:
-        """Segment one input, unless it is there; note why where that fails."""
+    def write(self, job: Input) -> _Done:
+        """Segment one input.
+
+        Raises:
+            WriteError: nothing more can be written.
+        """
         try:
-            if self._is_there(job, rows.get(job.name)):
-                self.skipped += 1
-                return
             if job.moving:
                 self._video(job)
-            else:
-                rows[job.name] = self._image(job)
-            self.done += 1
+                return _Done()
+            return _Done(self._image(job))
         except WriteError:
             raise
         except SegmintError as error:
-            told = str(error) if job.source in str(error) else f"{job.source}: {error}"
-            self.failed.append((job.source, told))
+            return _Done(failure=str(error) if job.source in str(error) else f"{job.source}: {error}")
         except MemoryError:
-            self.failed.append((job.source, f"{job.source}: does not fit into memory; segment it in tiles (--tile)"))
-
-    def _is_there(self, job: Input, row: Row | None) -> bool:
-        """Whether all that is wanted of an input is there, and no older than it."""
-        if job.source == STDIN or (job.moving and not job.path.exists()):
-            return False
-        if not job.moving and row is not None and row["file"] != str(job.path.resolve()):
-            raise WriteError(
-                f"{job.source}: {self.out} holds results of {row['file']} under the same name; choose another --out"
-            )
-        if job.moving:
-            paths = [self.out / "frames" / f"{job.name}.csv"]
-        else:
-            paths = [path_of(self.out, kind, job.name, job.path.suffix) for kind in self.kinds]
-        if not job.moving and row is None:
-            return False
-        born = job.path.stat().st_mtime_ns
-        return all(path.is_file() and path.stat().st_mtime_ns >= born for path in paths)
+            return _Done(failure=f"{job.source}: does not fit into memory; segment it in tiles (--tile)")
 
     def _video(self, job: Input) -> None:
         how = self.how
@@ -300,6 +298,60 @@ class _Desk:
             height, width = raster.size
         file = STDIN if job.source == STDIN else str(job.path.resolve())
         return {"name": job.name, "file": file, "height": str(height), "width": str(width), **tally.row()}
+
+
+@dataclass
+class _Desk:
+    """One call of `predict_folder` at work."""
+
+    segmenter: _Segmenter
+    workers: Workers
+
+    def work(self, jobs: Sequence[Input]) -> Outcome:
+        out, tell = self.segmenter.out, self.segmenter.progress
+        table = out / "predictions.csv"
+        rows = {row["name"]: row for row in read_csv(table)}
+        wanted = [job for job in jobs if not self._is_there(job, rows.get(job.name))]
+        skipped, saved = len(jobs) - len(wanted), time.monotonic()
+        failed: list[tuple[str, str]] = []
+        tell("images", skipped, len(jobs))
+        try:
+            for number, (job, done) in enumerate(zip(wanted, self._results(wanted), strict=True), 1):
+                if done.failure is not None:
+                    failed.append((job.source, done.failure))
+                if done.row is not None:
+                    rows[job.name] = done.row
+                tell("images", skipped + number, len(jobs))
+                if time.monotonic() - saved > 5:
+                    write_csv(table, list(rows.values()))
+                    saved = time.monotonic()
+        finally:
+            if rows:
+                write_csv(table, list(rows.values()))
+        return Outcome(out, len(wanted) - len(failed), skipped, tuple(failed))
+
+    def _results(self, jobs: Sequence[Input]) -> Iterator[_Done]:
+        """What becomes of inputs, in their order."""
+        place, each = self.workers.at_most(len(jobs)), ((job,) for job in jobs)
+        return write_all(self.segmenter, self.segmenter.builder(), each, place, threads=None, ahead=AHEAD)
+
+    def _is_there(self, job: Input, row: Row | None) -> bool:
+        """Whether all that is wanted of an input is there, and no older than it."""
+        out, kinds = self.segmenter.out, self.segmenter.kinds
+        if job.source == STDIN or (job.moving and not job.path.exists()):
+            return False
+        if not job.moving and row is not None and row["file"] != str(job.path.resolve()):
+            raise WriteError(
+                f"{job.source}: {out} holds results of {row['file']} under the same name; choose another --out"
+            )
+        if job.moving:
+            paths = [out / "frames" / f"{job.name}.csv"]
+        else:
+            paths = [path_of(out, kind, job.name, job.path.suffix) for kind in kinds]
+        if not job.moving and row is None:
+            return False
+        born = job.path.stat().st_mtime_ns
+        return all(path.is_file() and path.stat().st_mtime_ns >= born for path in paths)
 
 
 def read_whole(path: Path, run: Run) -> Bytes:

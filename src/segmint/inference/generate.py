@@ -17,7 +17,7 @@ from segmint.data.classes import Classes, write_classes
 from segmint.data.folder import Data, open_folder
 from segmint.data.io import Bytes, write_image, write_mask
 from segmint.inference.masks import FolderMasks, MaskMix, MaskSource, MixedMasks, Originals, weights
-from segmint.inference.workers import write_all
+from segmint.inference.workers import Entries, Workers, write_all
 from segmint.locks import LOCK, locked
 from segmint.methods.method import Method, device_of
 from segmint.seeds import Seeds
@@ -40,7 +40,8 @@ def generate(
     count: int,
     out: str | Path | None = None,
     seed: int = 0,
-    workers: int = 1,
+    workers: int | None = None,
+    ray: str | None = None,
     masks: str | Path | None = None,
     mix: MaskMix | str | None = None,
     segmenter: Run | str | Path | None = None,
@@ -58,7 +59,7 @@ def generate(
         count: how many pairs.
         out: the folder to write; None: `generated` in the run folder.
         seed: of the whole set; pair i has the seed `seed * 1_000_000 + i`.
-        workers: processes, with one thread each, so that rounding is the same for any number of them.
+        workers, ray: where they are made, which does not change them; see `segmint.inference.workers.Workers`.
         masks: a data folder whose masks are painted, one after the other and again from the first.
         mix: kinds of masks to paint, such as "real=1,varied=1" (the default where the method cannot do without);
             see `segmint.inference.masks.MaskMix`. None: the method makes its own.
@@ -93,12 +94,13 @@ def generate(
         made = count - sum(len(numbers) for _, numbers in jobs)
         with (folder / "manifest.jsonl").open("a", encoding="utf-8") as manifest:
             build = partial(Maker, replace(run), how)
-            for entries in write_all(maker, build, jobs, min(workers, len(jobs))):
+            for entries in write_all(maker, build, jobs, Workers(workers, ray).at_most(len(jobs))):
                 manifest.write("".join(json.dumps(entry) + "\n" for entry in entries))
                 manifest.flush()
                 made += len(entries)
                 if progress is not None:
                     progress(made, count)
+        sweep(folder)
     return open_folder(folder)
 
 
@@ -154,7 +156,7 @@ class Maker:
             facts |= {**self.source.facts(), "repaint": self.how.repaint}
         return facts
 
-    def write(self, block: int, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    def write(self, block: int, numbers: Sequence[int]) -> Entries:
         """Make a whole block, write some of its pairs, and return their entries for the manifest."""
         first = block * BLOCK
         seeds = range(self.how.seed * MOST + first, self.how.seed * MOST + first + BLOCK)
@@ -251,9 +253,7 @@ def claim(folder: Path, facts: Mapping[str, Any]) -> set[str]:
                 f"{folder}: was begun with {key} {_spelt(before.get(key))}, now it is {_spelt(facts.get(key))}; "
                 "give the same settings to go on, or choose another --out"
             )
-    for part in ("images", "masks"):
-        for left in (folder / part).rglob(".*.tmp"):
-            left.unlink(missing_ok=True)
+    sweep(folder)
     kept: dict[str, str] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -265,6 +265,13 @@ def claim(folder: Path, facts: Mapping[str, Any]) -> set[str]:
         kept[name] = line
     write_atomic(path, "".join(line + "\n" for line in kept.values()))
     return set(kept)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes have left half-written among a folder's images and masks."""
+    for part in ("images", "masks"):
+        for left in (folder / part).rglob(".*.tmp"):
+            left.unlink(missing_ok=True)
 
 
 def is_made(folder: Path, part: str, name: str) -> bool:

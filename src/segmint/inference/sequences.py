@@ -23,8 +23,8 @@ from segmint.data.classes import write_classes
 from segmint.data.folder import Data, open_folder
 from segmint.data.io import Bytes, read_image, read_mask
 from segmint.data.video import write_video
-from segmint.inference.generate import MOST, claim, facts_of, to_bytes, write_pair
-from segmint.inference.workers import write_all
+from segmint.inference.generate import MOST, claim, facts_of, sweep, to_bytes, write_pair
+from segmint.inference.workers import Entries, Workers, write_all
 from segmint.locks import locked
 from segmint.methods.method import Method, device_of
 from segmint.seeds import Seeds
@@ -82,7 +82,8 @@ def generate_sequences(
     independent: bool = False,
     out: str | Path | None = None,
     seed: int = 0,
-    workers: int = 1,
+    workers: int | None = None,
+    ray: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Data:
     """Make sequences of frames that follow from one another; write them as a data folder with a `manifest.jsonl`.
@@ -105,7 +106,7 @@ def generate_sequences(
         independent: fresh noise for every frame and no previous one, for comparison.
         out: the folder to write; None: `sequences` in the run folder.
         seed: of the whole folder.
-        workers: processes, with one thread each, so that rounding is the same for any number of them.
+        workers, ray: where they are made, which does not change them; see `segmint.inference.workers.Workers`.
         progress: told how many sequences of how many are done.
 
     Raises:
@@ -127,15 +128,16 @@ def generate_sequences(
         done = _drop_broken(folder)
         write_classes(folder / "classes.yaml", run.classes)
         wanted = [number for number in range(count) if number not in done]
-        made, workers = count - len(wanted), min(workers, len(wanted))
+        made, place = count - len(wanted), Workers(workers, ray).at_most(len(wanted))
         with (folder / "manifest.jsonl").open("a", encoding="utf-8") as manifest:
             maker, build = _Maker(run, folder, script), partial(_Maker, replace(run), folder, script)
-            for entries in write_all(maker, build, ((job(number),) for number in wanted), workers):
+            for entries in write_all(maker, build, ((job(number),) for number in wanted), place):
                 manifest.write("".join(json.dumps(entry) + "\n" for entry in entries))
                 manifest.flush()
                 made += 1
                 if progress is not None:
                     progress(made, count)
+        sweep(folder)
     return open_folder(folder)
 
 
@@ -299,7 +301,7 @@ class _Maker:
     folder: Path
     script: Script
 
-    def write(self, job: Job) -> list[dict[str, Any]]:
+    def write(self, job: Job) -> Entries:
         """Make one sequence and write its frames; returns their entries for the manifest."""
         masks = None if job.masks is None else torch.from_numpy(job.masks).long()
         length = self.script.frames if masks is None else len(masks)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
+from segmint.cluster import RETRIES, join
 from segmint.study.files import STOPPED
 from segmint.study.local import launch
-from segmint.types import SegmintError, reason
-
-RETRIES = 5
-"""How often a piece whose worker or machine was lost is tried again."""
 
 
 def _piece(folder: str, limit: float | None, threads: int) -> int:
@@ -30,13 +25,6 @@ def _piece(folder: str, limit: float | None, threads: int) -> int:
             process.stdin.close()
 
 
-def _knock(address: str) -> None:
-    """Raise an OSError if nobody listens at "host:port": Ray itself would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
 class RayPool:
     """Tasks of a Ray cluster: each takes `threads` processors, and a GPU where the cluster has some.
 
@@ -50,27 +38,10 @@ class RayPool:
     """
 
     def __init__(self, address: str, processes: int, threads: int) -> None:
-        unreachable = f"--ray {address}: no cluster there ({{}}); start one, or leave it out"
-        try:
-            _knock(address)
-        except OSError as error:
-            raise SegmintError(unreachable.format(reason(error))) from error
-        try:
-            import ray
-        except ImportError as error:
-            raise SegmintError('--ray: needs Ray; install it with `pip install "segmint[ray]"`') from error
-        self.ray: Any = ray
-        asked: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        if address == "local":
-            asked |= {"num_cpus": processes * threads, "include_dashboard": False}
-        try:
-            ray.init(address=address, ignore_reinit_error=True, **asked)
-        except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:
-            raise SegmintError(unreachable.format(reason(error))) from error
+        self.ray: Any = join(address, processes * threads)
         whole = self.ray.cluster_resources()
         gpus = 1 if whole.get("GPU", 0) >= 1 else 0
-        self.task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)(_piece)
+        self.task = self.ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)(_piece)
         self.threads, self.gpus = threads, gpus
         self.running: dict[Any, str] = {}
         self.asked: set[tuple[str, bool]] = set()

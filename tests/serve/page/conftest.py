@@ -87,16 +87,19 @@ def models(run: Path, sketch: Run) -> Models:
     return Models([run, sketch])
 
 
-@pytest.fixture
-def pairs(run: Path, shapes: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "pairs"
-    generate(run, count=4, out=folder, masks=shapes)
+def made_pairs(run: Path, masks: Path, folder: Path) -> Path:
+    generate(run, count=4, out=folder, masks=masks)
     score(folder)
     return folder
 
 
 @pytest.fixture
-def house(shapes: Path, run: Path, models: Models, pairs: Path, tmp_path: Path) -> House:
+def pairs(run: Path, shapes: Path, tmp_path: Path) -> Path:
+    return made_pairs(run, shapes, tmp_path / "pairs")
+
+
+@pytest.fixture(scope="session")
+def house(shapes: Path, run: Path, models: Models, tmp_path_factory: pytest.TempPathFactory) -> House:
     """The tiny one; or that in $SEGMINT_PAGE_DEMO, which has data, runs/*, pairs and reports, for fine pictures."""
     settings = Settings(megabytes=2.0, megapixels=1.0)
     demo = os.environ.get("SEGMINT_PAGE_DEMO")
@@ -104,9 +107,9 @@ def house(shapes: Path, run: Path, models: Models, pairs: Path, tmp_path: Path) 
         root = Path(demo)
         runs = Models(sorted(path.parent for path in (root / "runs").glob("*/method.json")))
         return House(root / "data", root / "pairs", root / "reports", runs, settings)
-    reports = tmp_path / "reports"
-    (reports / "deep").mkdir(parents=True)
+    root = tmp_path_factory.mktemp("house")
+    (root / "reports" / "deep").mkdir(parents=True)
     text = '<!doctype html><html><head></head><body><a href="#far">go</a><h1 id="far">{}</h1></body></html>'
-    (reports / "report.html").write_text(text.format("First report"), encoding="utf-8")
-    (reports / "deep" / "other.html").write_text(text.format("Another report"), encoding="utf-8")
-    return House(shapes, pairs, reports, models, settings)
+    (root / "reports" / "report.html").write_text(text.format("First report"), encoding="utf-8")
+    (root / "reports" / "deep" / "other.html").write_text(text.format("Another report"), encoding="utf-8")
+    return House(shapes, made_pairs(run, shapes, root / "pairs"), root / "reports", models, settings)

@@ -34,10 +34,6 @@ playwright = pytest.importorskip("playwright.sync_api", reason=f"NOT TESTED, the
 uvicorn = pytest.importorskip("uvicorn", reason=f"NOT TESTED, the web page: no uvicorn; {REMEDY}")
 httpx = pytest.importorskip("httpx", reason=f"NOT TESTED, the web page: no httpx; {REMEDY}")
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
 WIDTH = int(os.environ.get("SEGMINT_PAGE_WIDTH", "1280"))
 PATIENCE = 60_000
 """Milliseconds; the machine that tests may be busy."""
@@ -84,21 +80,38 @@ def served(house: Any, **changes: Any) -> Iterator[str]:
         assert not thread.is_alive()  # it does not wait for pages that are open
 
 
-@pytest.fixture
-def page(house: Any, browser: Any) -> Iterator[Any]:
-    """The page, open; in the end no request must have left this machine, and no script have failed."""
-    asked: list[str] = []
-    failed: list[str] = []
-    with served(house) as address:
-        context = browser.new_context(viewport={"width": WIDTH, "height": 860}, accept_downloads=True)
+@pytest.fixture(scope="module")
+def tab(browser: Any) -> Iterator[Any]:
+    """A tab that all tests use, as it need not fetch the page's scripts anew."""
+    with browser.new_context(viewport={"width": WIDTH, "height": 860}, accept_downloads=True) as context:
         tab = context.new_page()
         tab.set_default_timeout(PATIENCE)
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.on("pageerror", lambda error: failed.append(str(error)))
-        tab.goto(f"{address}/page")
-        tab.get_by_role("tab").first.wait_for()
         yield tab
-    context.close()
+
+
+@pytest.fixture(scope="module")
+def address(house: Any, tab: Any) -> Iterator[str]:
+    """Of the page; its server ends while the tab is still open."""
+    with served(house) as address:
+        yield address
+
+
+@pytest.fixture
+def page(address: str, tab: Any) -> Iterator[Any]:
+    """The page, just opened; in the end no request must have left this machine, and no script have failed."""
+    asked: list[str] = []
+    failed: list[str] = []
+    watched = {
+        "request": lambda request: asked.append(request.url),
+        "pageerror": lambda error: failed.append(str(error)),
+    }
+    for event, told in watched.items():
+        tab.on(event, told)
+    tab.goto(f"{address}/page")
+    tab.get_by_role("tab").first.wait_for()
+    yield tab
+    for event, told in watched.items():
+        tab.remove_listener(event, told)
     assert asked
     local = (address, "data:", "blob:", "about:", address.replace("http", "ws"))
     assert [url for url in asked if not url.startswith(local)] == []
@@ -307,49 +320,50 @@ def manifest(house: Any) -> dict[str, Any]:
     return {entry["name"]: entry for entry in map(json.loads, lines)}
 
 
-def test_leaf_through_pairs_and_keep_or_drop_them(page: Any, house: Any, tmp_path: Path):
-    copy = tmp_path / "copy"  # the fine house must stay as it is
-    shutil.copytree(house.pairs, copy)
+@pytest.fixture
+def sorted_pairs(house: Any, tmp_path: Path) -> Iterator[Path]:
+    """The folder of pairs, which is put back as it was."""
+    shutil.copytree(house.pairs, tmp_path / "copy")
+    yield house.pairs
+    shutil.rmtree(house.pairs)
+    shutil.copytree(tmp_path / "copy", house.pairs)
+
+
+def test_leaf_through_pairs_and_keep_or_drop_them(page: Any, house: Any, sorted_pairs: Path):
     page.get_by_role("tab", name="Pairs").click()
     place = page.locator("#pairs-facts .place")
     first, second = list(manifest(house))[:2]
     place.get_by_text(first).wait_for()
-    try:
-        page.locator("#pairs-next").click()
-        place.get_by_text(second).wait_for()
-        page.locator("#pairs-drop").click()
-        place.locator(".dropped").wait_for()
-        page.locator("#pairs-facts .why").get_by_text("hand: dropped").wait_for()
-        assert manifest(house)[second]["kept"] is False
-        assert not (house.pairs / "images" / f"{second}.png").exists()
-        page.keyboard.press("k")
-        place.locator(".kept").wait_for()
-        assert manifest(house)[second]["kept"] is True
-        assert (house.pairs / "images" / f"{second}.png").is_file()
-        page.keyboard.press("ArrowLeft")
-        place.get_by_text(first).wait_for()
-        page.locator("#pairs-show").get_by_label("kept").check()
-        page.locator("#pairs-order input").click()
-        page.get_by_role("option", name="miou, highest first").click()
-        best = sorting.arranged(sorting.Desk(house.pairs).open(), "kept", "miou, highest first")
-        page.locator("#pairs-facts .place b").get_by_text(best[0], exact=True).wait_for()
-        assert f"1 of {len(best)}" in page.locator("#pairs-facts .place").inner_text()
-        picture(page, "pairs")
-        page.locator("#pairs-show").get_by_label("dropped").check()
-        page.wait_for_function(
-            "document.querySelector('#pairs-pair .empty') || document.querySelector('#pairs-facts .badge.dropped')"
-        )
-    finally:
-        shutil.rmtree(house.pairs)
-        shutil.copytree(copy, house.pairs)
+    page.locator("#pairs-next").click()
+    place.get_by_text(second).wait_for()
+    page.locator("#pairs-drop").click()
+    place.locator(".dropped").wait_for()
+    page.locator("#pairs-facts .why").get_by_text("hand: dropped").wait_for()
+    assert manifest(house)[second]["kept"] is False
+    assert not (sorted_pairs / "images" / f"{second}.png").exists()
+    page.keyboard.press("k")
+    place.locator(".kept").wait_for()
+    assert manifest(house)[second]["kept"] is True
+    assert (sorted_pairs / "images" / f"{second}.png").is_file()
+    page.keyboard.press("ArrowLeft")
+    place.get_by_text(first).wait_for()
+    page.locator("#pairs-show").get_by_label("kept").check()
+    page.locator("#pairs-order input").click()
+    page.get_by_role("option", name="miou, highest first").click()
+    best = sorting.arranged(sorting.Desk(sorted_pairs).open(), "kept", "miou, highest first")
+    page.locator("#pairs-facts .place b").get_by_text(best[0], exact=True).wait_for()
+    assert f"1 of {len(best)}" in page.locator("#pairs-facts .place").inner_text()
+    picture(page, "pairs")
+    page.locator("#pairs-show").get_by_label("dropped").check()
+    page.wait_for_function(
+        "document.querySelector('#pairs-pair .empty') || document.querySelector('#pairs-facts .badge.dropped')"
+    )
 
 
-def test_a_pair_that_is_gone_is_told_in_words(page: Any, house: Any):
-    if "SEGMINT_PAGE_DEMO" in os.environ:
-        pytest.skip("the fine house must stay as it is")
+def test_a_pair_that_is_gone_is_told_in_words(page: Any, sorted_pairs: Path):
     page.get_by_role("tab", name="Pairs").click()
     page.locator("#pairs-facts .place").wait_for()
-    (house.pairs / "manifest.jsonl").unlink()
+    (sorted_pairs / "manifest.jsonl").unlink()
     page.locator("#pairs-next").click()
     page.locator("#pairs-notice .bad").get_by_text("manifest.jsonl").wait_for()
     assert "Traceback" not in page.content()
@@ -383,7 +397,7 @@ def test_only_what_there_is_has_a_tab(house: Any, shapes: Path, tmp_path: Path, 
         tabs(reports=shapes)
 
 
-def test_with_a_key_nothing_of_the_page_is_to_be_had_without(house: Any):
+def test_with_a_key_nothing_is_to_be_had_without_and_no_other_file_with_it(house: Any):
     with served(house, key="secret") as address, httpx.Client(base_url=address, follow_redirects=True) as client:
         assert client.get("/page/config").status_code == 401
         assert client.post("/page/gradio_api/upload", files={"files": b"x"}).status_code == 401
@@ -392,7 +406,6 @@ def test_with_a_key_nothing_of_the_page_is_to_be_had_without(house: Any):
         assert client.get("/page/config").status_code == 401
         assert client.post("/page/login", data={"username": "me", "password": "secret"}).status_code == 200
         assert client.get("/page/config").status_code == 200
-    with served(house) as address, httpx.Client(base_url=address) as client:
         large = client.post("/page/gradio_api/upload", files={"files": b"x" * 3_000_000})
         assert large.status_code == 413
         with suppress(httpx.HTTPError):
