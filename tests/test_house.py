@@ -13,7 +13,7 @@ import segmint
 
 SOURCE = Path(segmint.__file__).parent
 FLOORS = [
-    {"types", "seeds", "config", "ranks", "locks"},
+    {"types", "seeds", "config", "ranks", "locks", "cluster"},
     {"data", "nets", "functional"},
     {"methods"},
     {"training"},

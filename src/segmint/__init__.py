@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from segmint.evaluation.compare import compare
     from segmint.evaluation.evaluate import evaluate
     from segmint.evaluation.measure import measure
-    from segmint.evaluation.report import write_report as report
     from segmint.inference.generate import generate
     from segmint.inference.predict import predict
     from segmint.methods.method import Method, build, load, save
     from segmint.seeds import Seeds
+    from segmint.study.page import report
     from segmint.training.run import Run, resume, train
 
 __all__ = [
@@ -58,7 +58,7 @@ _HOMES = {
     "compare": "evaluation.compare:compare",
     "evaluate": "evaluation.evaluate:evaluate",
     "measure": "evaluation.measure:measure",
-    "report": "evaluation.report:write_report",
+    "report": "study.page:report",
     "generate": "inference.generate:generate",
     "predict": "inference.predict:predict",
     "Method": "methods.method:Method",

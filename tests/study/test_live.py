@@ -76,6 +76,8 @@ def test_what_stands_before_and_while_something_runs(tmp_path, shapes, tiny):
     engine = Engine(folder, tiny.plan_of(folder), tiny.Here())
     first = standing(engine)
     assert (first.trials, first.done, first.left, first.seconds, first.best) == (4, 0, 10, None, "")
+    foreseen = Engine(folder, engine.plan, tiny.Here(), costs=dict.fromkeys(engine.plan.pieces, 7.0))
+    assert standing(foreseen).seconds == 70.0
     name = engine.ready()[0]
     engine.running[name] = time.monotonic() - 5
     place = engine.state.where(name)

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +7,11 @@ import yaml
 from PIL import Image
 
 from segmint.data.folder import open_folder
+from segmint.methods.method import Hardware
+from segmint.study import presets
 from segmint.study.pieces import make_plan
 from segmint.study.plan import check, read_study
-from segmint.study.presets import PRESETS, as_yaml, preset, raters, size_of, usual_budgets
+from segmint.study.presets import PRESETS, as_yaml, left_out, preset, raters, size_of, usual_budgets
 from segmint.types import SegmintError
 
 
@@ -27,7 +30,7 @@ def test_every_preset_can_be_run_written_and_read_again(tmp_path: Path, shapes: 
 def test_the_overfitting_preset_has_each_remedy_alone_and_together(shapes: Path):
     made = preset("overfitting", open_folder(shapes)).strategies
     last = {name: parts[-1] for name, parts in made.items()}
-    bare = last["none"]
+    bare = last["no-remedy"]
     for name, key in {"augmented": "augment", "L1": "l1", "L2": "l2", "early-stopping": "patience"}.items():
         differ = {key for key in last[name].training if last[name].training[key] != bare.training.get(key)}
         assert differ == {key}
@@ -38,13 +41,36 @@ def test_the_overfitting_preset_has_each_remedy_alone_and_together(shapes: Path)
 
 
 def test_the_default_shares_the_teachers_and_the_pre_training(shapes: Path):
-    made = preset("default", open_folder(shapes), budgets=[2, 4], precision="float32")
+    made = preset("default", open_folder(shapes), gpu=True, budgets=[2, 4], precision="float32")
     plan = make_plan(made)
     kinds = [piece.method for piece in plan.pieces.values() if piece.kind == "train"]
     cells = len(made.budgets) * len(made.seeds)
     assert kinds.count("denoise") == 1
     assert kinds.count("flow") == 1 + cells
     assert kinds.count("supervised") == cells * (1 + 1 + 2 + 1 + 1 + 1)
+
+
+def test_without_a_gpu_painters_are_left_out_and_stand_there_as_comments(shapes: Path, tmp_path: Path):
+    data = open_folder(shapes)
+    whole, made = preset("default", data, gpu=True), preset("default", data, gpu=False)
+    assert list(whole.strategies)[:6] == list(made.strategies)
+    assert list(left_out(made)) == ["flow", "spade"]
+    assert left_out(whole) == left_out(preset("losses", data, gpu=False)) == {}
+    text = as_yaml(made, left_out(made))
+    path = tmp_path / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert read_study(path) == made
+    path.write_text(re.sub("^  # ", "  ", text, flags=re.MULTILINE), encoding="utf-8")
+    assert read_study(path) == whole
+    assert all(f"{name}:\n" in text.split("  ## Pairs that a ", 1)[1] for name in ("flow", "spade"))
+    assert "##" not in as_yaml(whole, left_out(whole))
+
+
+def test_whether_there_is_a_gpu_is_looked_up(shapes: Path, monkeypatch):
+    monkeypatch.setattr(presets, "hardware", lambda: Hardware(4, "a card", 16.0))
+    assert "flow" in preset("default", open_folder(shapes)).strategies
+    monkeypatch.setattr(presets, "hardware", lambda: Hardware(4))
+    assert "flow" not in preset("default", open_folder(shapes)).strategies
 
 
 def test_several_raters_are_judged_by_their_distance(tmp_path: Path):

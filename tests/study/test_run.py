@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from segmint import cli
-from segmint.study import like, run
+from segmint.study import cost, like, run
 from segmint.study.files import DONE, FAILED, FINISHED, fail
 from segmint.study.outcomes import SETTLED, current_results, settled
 from segmint.study.plan import read_study
@@ -25,7 +25,7 @@ def invoke(*arguments: object):
 @pytest.fixture
 def here(monkeypatch, tiny):
     """Every pool is one whose workers are calls."""
-    for module in (run, like):
+    for module in (run, like, cost):
         monkeypatch.setattr(module, "LocalPool", lambda processes, threads: tiny.Here())
     return tiny.Here
 
@@ -39,8 +39,8 @@ def test_precision_and_threads_are_settled_once(tmp_path, shapes, tiny, here, mo
     first = run.settle(study, folder, 2)
     assert first.threads == 4
     assert first.precision in ("float32", "channels_last", "bfloat16")
-    job = json.loads((folder / "pieces" / "precision" / "piece.json").read_text(encoding="utf-8"))
-    assert (job["training"]["steps"], job["training"]["precision"]) == (1, "auto")
+    job = json.loads((folder / "pieces" / "pace" / "piece.json").read_text(encoding="utf-8"))
+    assert job["precision"] == "auto"
     assert run.settle(study, folder, 8) == first
     assert json.loads((folder / SETTLED).read_text(encoding="utf-8"))["threads"] == 4
 
@@ -79,7 +79,9 @@ def test_a_study_runs_and_tells_its_lines(tmp_path, shapes, tiny, here):
     folder = tiny.write(tmp_path / "s", shapes, {"supervised": tiny.SUPERVISED}, seeds=[0])
     console = Console(file=io.StringIO(), width=120)
     assert run.run_study(folder, console=console)
-    assert "done    supervised: supervised, 3 labels, seed 0" in console.file.getvalue()
+    told = console.file.getvalue()
+    assert "1 trials (1 strategy x 1 budget x 1 seed), 1 trainings to do: about " in told
+    assert told.index("1 trainings to do") < told.index("done    supervised: supervised, 3 labels, seed 0")
     assert console.file.getvalue().rstrip().endswith("on validation images")
     place = folder / "pieces" / json.loads((folder / "pieces.json").read_text("utf-8"))["pieces"][0]["name"]
     (place / DONE).unlink()
@@ -88,10 +90,14 @@ def test_a_study_runs_and_tells_its_lines(tmp_path, shapes, tiny, here):
     assert not (place / FAILED).exists()
 
 
-def test_the_command_writes_a_file_for_a_data_folder(tmp_path, shapes, monkeypatch):
+def test_the_command_writes_a_file_for_a_data_folder(tmp_path, shapes, here, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cost, "time_trainings", lambda folder, job: None)
     done = invoke("study", shapes, "--write-only", "--budgets", "2,all", "--seeds", 4, "--steps", 7, "--size", "16x24")
     assert done.exit_code == 0, done.output
+    assert "48 trials (6 strategies x 2 budgets x 4 seeds)" in done.output
+    assert "run it with `segmint study runs/study-shapes`" in done.output
+    assert not Path("runs/study-shapes", SETTLED).exists()
     made = read_study(Path("runs/study-shapes"))
     assert (made.budgets, made.seeds, made.steps, made.size) == ([2, None], [0, 1, 2, 3], 7, (16, 24))
     again = invoke("study", shapes, "--write-only")
@@ -120,7 +126,7 @@ def test_what_the_command_refuses(tmp_path, shapes, tiny, monkeypatch, arguments
     assert told in str(done.exception)
 
 
-def test_a_file_elsewhere_is_copied_to_out(tmp_path, shapes, tiny):
+def test_a_file_elsewhere_is_copied_to_out(tmp_path, shapes, tiny, here):
     folder = tiny.write(tmp_path / "s", shapes, {"supervised": tiny.SUPERVISED})
     for _ in range(2):
         assert invoke("study", folder / "study.yaml", "--out", tmp_path / "o", "--write-only").exit_code == 0

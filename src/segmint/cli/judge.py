@@ -58,8 +58,6 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A run, a folder of runs, or a study.", show_default=False)],
 ) -> None:
     """Write report.html, one file that needs nothing else. Of a study, running or done, its answer and tables, too."""
-    from segmint.evaluation.report import write_report
-    from segmint.study.page import is_study, write_page
+    from segmint.study.page import report as write
 
-    path = write_page(folder) if is_study(folder) else write_report(folder)
-    console.print(f"report: {path.resolve()}", highlight=False, soft_wrap=True)
+    console.print(f"report: {write(folder).resolve()}", highlight=False, soft_wrap=True)

@@ -24,7 +24,9 @@ def study(
     out: Annotated[
         Path | None, typer.Option(help="The study's folder; else that of study.yaml, or runs/study-DATA.")
     ] = None,
-    write_only: Annotated[bool, typer.Option("--write-only", help="Write study.yaml, and run nothing.")] = False,
+    write_only: Annotated[
+        bool, typer.Option("--write-only", help="Write study.yaml, say what it takes, and stop there.")
+    ] = False,
     budgets: Annotated[str | None, typer.Option(help="For a data folder, e.g. 10,30,all.", show_default=False)] = None,
     seeds: Annotated[int | None, typer.Option(help="For a data folder: how many.", min=1, show_default=False)] = None,
     steps: Annotated[
@@ -40,11 +42,13 @@ def study(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
 ) -> None:
     """Compare strategies on your data: which is worth it? Stopped in any way, the same command goes on."""
-    from segmint.study.run import run_study
+    from segmint.study.run import foretell, run_study
 
     chosen = {"budgets": budgets, "seeds": seeds, "steps": steps, "size": size}
     folder = _folder_of(source, preset, out, chosen)
     if write_only:
+        foretell(folder, processes=processes, console=console)
+        console.print(f"run it with `segmint study {plain(str(folder))}`", highlight=False, soft_wrap=True)
         return
     ended = run_study(folder, processes=processes, ray=ray, retry_failed=retry_failed, console=console)
     if not ended:
@@ -86,7 +90,7 @@ def _written(source: Path, preset: str | None, out: Path | None, chosen: dict[st
     """The folder of the study of a data folder, whose study.yaml is written unless it is there."""
     from segmint.data.folder import open_folder
     from segmint.study.plan import check
-    from segmint.study.presets import as_yaml
+    from segmint.study.presets import as_yaml, left_out
     from segmint.study.presets import preset as sensible
     from segmint.study.run import write_study
 
@@ -97,7 +101,7 @@ def _written(source: Path, preset: str | None, out: Path | None, chosen: dict[st
         return folder
     made = sensible(preset or "auto", open_folder(source), **_changes(chosen))
     check(made)
-    path = write_study(made, folder, as_yaml(made))
+    path = write_study(made, folder, as_yaml(made, left_out(made)))
     console.print(f"written: {plain(str(path))}", highlight=False, soft_wrap=True)
     return folder
 

@@ -123,6 +123,11 @@ def measure_name(metric: str) -> str:
     return NAMES.get(metric, metric.replace("_", " "))
 
 
+def images_name(split: str) -> str:
+    """ "test images", "validation images"."""
+    return f"{'validation' if split == 'val' else split} images"
+
+
 def points(value: float, digits: int = 1) -> str:
     """A difference in points (hundredths), with its sign."""
     return "?" if math.isnan(value) else f"{100 * value:+.{digits}f}".replace("-", "−")
@@ -227,7 +232,8 @@ def _undecided(findings: Findings, best: Mapping[int | None, Row | None]) -> tup
         head = f"No answer yet with {where}: {doubtful[0].doubts[0][0].lower()}{doubtful[0].doubts[0][1:]}"
     elif findings.finished:
         enough = len(findings.study.seeds) >= MIN_SEEDS
-        lack = "too few trials ended well" if enough else f"{len(findings.study.seeds)} seeds are too few"
+        seeds = len(findings.study.seeds)
+        lack = "too few trials ended well" if enough else f"{seeds} seed{'s are' if seeds > 1 else ' is'} too few"
         head = f"No claim is made with {where}: {lack} (it takes {MIN_SEEDS} seeds of both)."
     else:
         head = f"No answer yet with {where}: too few trials are finished (it takes {MIN_SEEDS} seeds of both)."
@@ -254,6 +260,9 @@ def _no_win(findings: Findings, best: Mapping[int | None, Row | None]) -> tuple[
     leading = max(rows, key=lambda row: row.comparison.gain if row.comparison else -math.inf)
     if leading.comparison is not None and leading.comparison.gain > 0:
         why.append(f"Nearest came {leading.strategy}: {_gain(findings, leading)}.")
+        if leading.comparison.low > 0:
+            many = (len(findings.study.strategies) - 1) * len(findings.study.budgets)
+            why.append(f"Of {many} comparisons one may come out like that by chance; more seeds would tell.")
     worse = [row.strategy for row in rows if row.verdict == "worse"]
     if worse:
         why.append(f"Worse than {baseline}: {_and(worse)}.")
@@ -303,6 +312,11 @@ def _cautions(findings: Findings) -> list[str]:
     failed = [result for result in findings.results if result.status != "done"]
     if failed:
         found.append(f"{len(failed)} of {len(findings.results)} trials did not end well; see the list of trials.")
+    if findings.figures.few_groups:
+        found.append(
+            "The images come from too few groups (patients, drives, videos) to resample these: the true uncertainty is "
+            "larger than the intervals say."
+        )
     if study.split == "val":
         found.append("Validation images also chose which weights were kept: figures on them are a little high.")
     if len(study.seeds) < MIN_SEEDS:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from textwrap import fill
 from typing import Any
 
 import numpy as np
 
 from segmint.evaluation.charts import SERIES, STYLE, TRAIN, VAL, new_figure, to_svg
-from segmint.study.answer import measure_name
+from segmint.study.answer import images_name, measure_name
 from segmint.study.findings import Findings, Row
 
 BASELINE, FAINT = "#282c34", "#b9bec6"
@@ -33,28 +34,36 @@ def _gain(findings: Findings, name: str) -> float:
 
 
 def label_chart(findings: Findings) -> bytes:
-    """Scores over labels (logarithmic), and beside them the paired gains with intervals: a picture in SVG."""
+    """Scores over labels (logarithmic), and beside them the paired gains with intervals: a picture in SVG.
+
+    Strategies without a finished trial are left out.
+    """
     import matplotlib
 
     scale = 1 if findings.figures.lower else 100
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(7.6, 3.4)
+        figure = new_figure(10.6, 3.9)
         left, right = figure.subplots(1, 2)
-        painted = colors(findings)
+        labels = sorted({row.labels for row in findings.rows if row.labels})
+        room = 0.3 * _gap(labels)
+        reached = {row.strategy for row in findings.rows if row.labels and row.level is not None}
+        painted = {name: color for name, color in colors(findings).items() if name in reached}
         for number, (name, color) in enumerate(painted.items()):
+            shift = math.exp(room * (number / max(1, len(painted) - 1) - 0.5))
             rows = [row for row in findings.rows if row.strategy == name and row.labels and row.level is not None]
-            shift = 1.0 if name == findings.study.baseline else 0.92 + 0.16 * number / len(painted)
             words = name if color != FAINT else "others" if number == COLORED + 1 else None
             _levels(left, rows, color, shift, words, scale)
             if name != findings.study.baseline:
                 _gains(right, rows, color, shift)
         right.axhline(0, color=BASELINE, linewidth=1.2)
         name = measure_name(findings.study.metric)
-        left.set_title(f"{name} of {findings.study.split}" + (" (lower is better)" if scale == 1 else ", %"))
+        left.set_title(
+            f"{name} on {images_name(findings.study.split)}" + (" (lower is better)" if scale == 1 else ", %")
+        )
         right.set_title(f"gain over {findings.study.baseline}, points")
         for panel in (left, right):
-            _log(panel, sorted({row.labels for row in findings.rows if row.labels}))
-        figure.legend(loc="outside lower left", ncols=2 if max(map(len, painted)) > 24 else 3)
+            _log(panel, labels, math.exp(room))
+        figure.legend(loc="outside lower left", ncols=_columns(list(painted)))
         return to_svg(figure)
 
 
@@ -77,12 +86,23 @@ def _gains(panel: Any, rows: Sequence[Row], color: str, shift: float) -> None:
     panel.vlines(table[:, 0], 100 * table[:, 2], 100 * table[:, 3], color=color, linewidth=1.8, alpha=0.7)
 
 
-def _log(panel: Any, labels: Sequence[int]) -> None:
+def _columns(names: Sequence[str]) -> int:
+    """Of a legend: one for each name if they fit side by side."""
+    widest = max(map(len, names), default=0)
+    return len(names) if sum(map(len, names)) <= 70 else 4 if widest <= 24 else 3
+
+
+def _gap(labels: Sequence[int]) -> float:
+    """The least distance of two numbers of labels, on the logarithm."""
+    return min((math.log(after / count) for count, after in pairwise(labels)), default=1.0)
+
+
+def _log(panel: Any, labels: Sequence[int], margin: float) -> None:
     panel.set_xscale("log")
     apart = [count for count, after in zip(labels, [*labels[1:], math.inf], strict=True) if after / count > 1.25]
     panel.set_xticks(apart, [f"{count:,}" for count in apart])
     panel.minorticks_off()
-    panel.set_xlim(labels[0] / 1.35, labels[-1] * 1.35)
+    panel.set_xlim(labels[0] / margin, labels[-1] * margin)
     panel.set_xlabel("labelled images")
 
 
@@ -94,7 +114,7 @@ def gain_chart(findings: Findings, budget: int | None) -> bytes:
     rows = sorted((row for row in rows if not math.isnan(_of(row)[0])), key=lambda row: -_of(row)[0])
     paint = {"better": "#2f8f5b", "worse": "#c8324a", "in doubt": "#b0841f"}
     with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
-        figure = new_figure(7.2, 0.7 + 0.34 * max(1, len(rows)))
+        figure = new_figure(8.4, 0.7 + 0.34 * max(1, len(rows)))
         panel = figure.subplots()
         for place, row in enumerate(rows):
             value, low, high = (100 * number for number in _of(row))
@@ -117,24 +137,28 @@ def _of(row: Row) -> tuple[float, float, float]:
 def training_chart(findings: Findings, budget: int | None) -> bytes:
     """A panel for each strategy at a budget, all on one scale: a picture in SVG.
 
-    Each shows training and validation scores over the steps of the strategy's last training, one line a seed.
+    Each shows training and validation scores over the steps of the strategy's last training, one line a seed, and how
+    far apart they are at the end; those that were never validated are left out.
     """
     import matplotlib
 
-    names = list(findings.study.strategies)
-    columns = min(4, len(names))
-    rows = math.ceil(len(names) / columns)
+    shown = {one.strategy for one in findings.results if one.budget == budget and one.curve}
+    names = [name for name in findings.study.strategies if name in shown]
+    rows = math.ceil(len(names) / 4)
+    columns = math.ceil(len(names) / rows)
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(2.5 * columns + 0.3, 1.9 * rows + 0.45)
+        figure = new_figure(10.6 if columns > 2 else 3.4 * columns, 1.9 * rows + 0.45)
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
         for panel in panels[len(names) :]:
             panel.set_visible(False)
         for panel, name in zip(panels, names, strict=False):
-            for one in findings.results:
-                if (one.strategy, one.budget) == (name, budget):
-                    for points, color, dashes in ((one.train_curve, TRAIN, "--"), (one.curve, VAL, "-")):
-                        steps, scores = np.array(points, float).reshape(-1, 2).T
-                        panel.plot(steps, 100 * scores, color=color, linestyle=dashes, linewidth=1.2, alpha=0.8)
+            some = [one for one in findings.results if (one.strategy, one.budget) == (name, budget)]
+            for one in some:
+                for points, color, dashes in ((one.train_curve, TRAIN, "--"), (one.curve, VAL, "-")):
+                    steps, scores = np.array(points, float).reshape(-1, 2).T
+                    panel.plot(steps, 100 * scores, color=color, linestyle=dashes, linewidth=1.2, alpha=0.8)
+            if gaps := [one.train_curve[-1][1] - one.curve[-1][1] for one in some if one.curve and one.train_curve]:
+                panel.text(0.97, 0.06, f"gap {100 * np.mean(gaps):.0f}", transform=panel.transAxes, ha="right")
             panel.set_title(name if len(name) < 34 else f"{name[:32]}…", fontsize=8)
         first = panels[0]
         first.plot([], [], color=VAL, label="validation mIoU, %")

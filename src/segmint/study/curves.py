@@ -105,8 +105,13 @@ class Saved:
         return f"at most {self.least}" if value == 0 else f"{value:.0f}"
 
     def __str__(self) -> str:
-        told, low, high = map(self.words, (self.needed, self.low, self.high))
-        return told if math.isnan(self.low) or told == low == high else f"{told} ({low} to {high})"
+        told = self.words(self.needed)
+        if math.isnan(self.low) or told == self.words(self.low) == self.words(self.high):
+            return told
+        low, high = (
+            self.words(value).replace("at most", "≤").replace("more than", ">") for value in (self.low, self.high)
+        )
+        return f"{told} ({low} to {high})"
 
 
 def labels_saved(

@@ -54,7 +54,8 @@ class Figures:
         arms: by strategy and budget; those without a finished trial are missing.
         metric, split: what is compared, and where.
         lower: whether less is better.
-        units: how many images or groups were resampled; `note` says which and why.
+        units: how many images or groups were resampled; `note` says which and why, `few_groups` that there were too
+            few groups to resample these.
         names: of the images.
         problems: sentences about finished trials whose figures could not be read.
     """
@@ -67,6 +68,7 @@ class Figures:
     note: str = ""
     names: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    few_groups: bool = False
 
 
 def read_figures(
@@ -115,7 +117,10 @@ def read_figures(
     if first is None or units is None:
         return Figures({}, metric, split, measure.best == "min", problems=tuple(problems))
     names = tuple(first[1]["per_image"]["names"])
-    return Figures(arms, metric, split, measure.best == "min", units.count, units.note, names, tuple(problems))
+    groups = [group for group in first[1]["per_image"]["groups"] if group]
+    few = units.kind == "images" and len(set(groups)) < len(groups)
+    lower, told = measure.best == "min", tuple(problems)
+    return Figures(arms, metric, split, lower, units.count, units.note, names, told, few)
 
 
 def _entry(path: Path, split: str) -> dict[str, Any] | None:

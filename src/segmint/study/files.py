@@ -8,9 +8,12 @@ from typing import Any
 
 from segmint.evaluation.files import read_json, write_json
 from segmint.training.checkpoint import read_log
-from segmint.types import SegmintError
+from segmint.types import SegmintError, reason
 
 JOB, DONE, FAILED, PAUSED, LOG = "piece.json", "done.json", "failed.json", "paused.json", "output.txt"
+
+STARTED = "SEGMINT_STARTED"
+"""Environment variable of a worker: when it was started, in seconds since 1970, as its imports take seconds too."""
 
 FINISHED, BROKEN, STOPPED, WAITS = 0, 4, 3, 5
 """How a worker ends: the piece is done; it failed (failed.json says why); it was asked to stop and can go on; it waits
@@ -28,6 +31,14 @@ def read_facts(path: Path) -> dict[str, Any] | None:
 def fail(folder: Path, status: str, reason: str, seconds: float = 0.0) -> None:
     """Write down why a piece cannot be done: `status` is "failed" or "out of time"."""
     write_json(folder / FAILED, {"status": status, "reason": reason, "seconds": round(seconds, 2)})
+
+
+def said(error: BaseException) -> str:
+    """Why something failed, in a line."""
+    words = reason(error)
+    if isinstance(error, MemoryError) or ("memory" in words.lower() and isinstance(error, RuntimeError)):
+        return f"out of memory: {words}"
+    return words if isinstance(error, SegmintError) else f"{type(error).__name__}: {words}"
 
 
 def spent(folder: Path) -> float:

@@ -82,17 +82,22 @@ def _running(engine: Engine, name: str) -> Running:
 
 
 def _seconds_left(engine: Engine, left: list[str], at_work: tuple[Running, ...]) -> float | None:
-    """The seconds of work left, shared out among the processes; trainings by the speed of their method so far."""
+    """The seconds of work left, shared out among the processes; trainings by the speed of their method so far.
+
+    What was timed beforehand stands in for what has not been done yet.
+    """
     pace, whole_ones = _pace(engine)
-    if not pace and not whole_ones:
+    if not pace and not whole_ones and not engine.costs:
         return None
     usual = median(value for values in pace.values() for value in values) if pace else 0.1
 
     def cost(piece: Piece) -> float:
         if piece.kind == "train" and piece.steps is not None:
+            if piece.method not in pace and piece.name in engine.costs:
+                return engine.costs[piece.name]
             return piece.steps * (median(pace[piece.method]) if piece.method in pace else usual)
         known = [*whole_ones.get(piece.method, ()), *whole_ones.get(piece.kind, ())]
-        return median(known) if known else 20.0
+        return median(known) if known else engine.costs.get(piece.name, 20.0)
 
     costs = [cost(engine.plan.pieces[name]) for name in left]
     for one, name in zip(at_work, engine.running, strict=True):

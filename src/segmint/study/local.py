@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from segmint.study.files import LOG
+from segmint.study.files import LOG, STARTED
 
 
 class Pool(Protocol):
@@ -44,9 +45,10 @@ def command(folder: Path, limit: float | None) -> list[str]:
 
 
 def environment(threads: int) -> Mapping[str, str]:
-    """The environment of a worker, in which every library keeps to so many threads."""
+    """The environment of a worker that starts now, in which every library keeps to so many threads."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    return {**os.environ, **dict.fromkeys(names, str(threads)), "PYTHONUNBUFFERED": "1"}
+    told = {"PYTHONUNBUFFERED": "1", STARTED: f"{time.time():.3f}"}
+    return {**os.environ, **dict.fromkeys(names, str(threads)), **told}
 
 
 def launch(folder: Path, limit: float | None, threads: int) -> subprocess.Popen[bytes]:

@@ -4,28 +4,55 @@ from __future__ import annotations
 
 import base64
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from segmint.config import write_atomic
 from segmint.evaluation.files import read_json
-from segmint.evaluation.report import duration
+from segmint.evaluation.report import MEASURES, duration, write_report
 from segmint.study import charts
-from segmint.study.answer import Answer, decide, measure_name, minutes, points, with_labels, write_answer
+from segmint.study.answer import Answer, decide, images_name, measure_name, minutes, points, with_labels, write_answer
 from segmint.study.examples import write_examples
 from segmint.study.exports import LATEX, SUMMARY, TRIALS, latex, write_exports
 from segmint.study.findings import Findings, Row, find
 from segmint.study.outcomes import current_results
 from segmint.study.plan import FILE, read_study, told_budget
+from segmint.study.results import Result
 from segmint.study.statistics import BORROWED, MIN_SEEDS
 from segmint.types import SegmintError
 
 PAGE = "report.html"
+
+MEANINGS: Mapping[str, str] = {
+    **{key: words for key, (_, words) in MEASURES.items()},
+    "ged": "generalised energy distance: how far the masks that are drawn lie from those of the raters",
+}
+"""What the measures are, in half a sentence."""
+
+
+def report(folder: str | Path) -> Path:
+    """Write report.html, one file that needs nothing else, of a run, a folder of runs, or a study.
+
+    Of a study, running or done, its answer and tables are written as well (see `write_page`); of a folder of runs the
+    page tells the whole story (see `segmint.evaluation.report.write_report`).
+
+    Args:
+        folder: a run folder of `segmint train`, a folder that contains some, or the folder of a study.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        SegmintError: there is nothing to report, or a file is damaged; the message names it.
+    """
+    return write_page(folder) if is_study(folder) else write_report(folder)
 
 
 def is_study(folder: str | Path) -> bool:
@@ -71,6 +98,8 @@ def render(folder: Path, findings: Findings, answer: Answer, examples: Mapping[s
         study=study,
         answer=answer,
         metric=measure_name(study.metric),
+        images=images_name(study.split),
+        meaning=_meaning(findings),
         names=_order(findings),
         budgets=findings.budgets,
         label_chart=_address(charts.label_chart(findings)) if len(known) > 1 else "",
@@ -82,8 +111,10 @@ def render(folder: Path, findings: Findings, answer: Answer, examples: Mapping[s
         },
         examples=_embedded(folder, examples),
         accounts=_accounts(folder),
-        failures=[one for one in findings.results if one.status != "done"],
+        failures=_failures(findings),
+        missing={(row.strategy, row.budget): _missing(findings, row) for row in findings.rows},
         compared=compared,
+        overfitting=compared and study.preset == "overfitting",
         energy=any(row.cost is not None and not math.isnan(row.cost.energy) for row in findings.rows),
         comparisons=(len(study.strategies) - 1) * len(study.budgets),
         settings=(folder / FILE).read_text(encoding="utf-8"),
@@ -98,6 +129,29 @@ def render(folder: Path, findings: Findings, answer: Answer, examples: Mapping[s
 def _order(findings: Findings) -> list[str]:
     """The strategies as the table shows them: the baseline, then by gain."""
     return list(charts.colors(findings))
+
+
+def _meaning(findings: Findings) -> str:
+    """What the measure is, and which way it goes if that is downwards."""
+    words = MEANINGS.get(findings.study.metric, "")
+    way = "lower is better" if findings.figures.lower and "lower" not in words else ""
+    return "; ".join(filter(None, (words, way)))
+
+
+def _missing(findings: Findings, row: Row) -> str:
+    """How its trials ended that came to nothing: "3 of 3 failed"; "" where there is none."""
+    ended = Counter(one.status for one in findings.results if (one.strategy, one.budget) == (row.strategy, row.budget))
+    ended.pop("done", None)
+    return ", ".join(f"{count} of {row.trials} {status}" for status, count in ended.items())
+
+
+def _failures(findings: Findings) -> list[tuple[Result, int]]:
+    """The trials that did not end well: of those that ended alike the first, and how many they are."""
+    found: dict[tuple[str, str, str], list[Result]] = {}
+    for one in findings.results:
+        if one.status != "done":
+            found.setdefault((one.strategy, one.status, one.reason), []).append(one)
+    return [(some[0], len(some)) for some in found.values()]
 
 
 def _gain_charts(findings: Findings) -> dict[int | None, str]:
@@ -155,6 +209,7 @@ def _environment(findings: Findings) -> Environment:
         budget=told_budget,
         labels=with_labels,
         change=_change,
+        breakable=_breakable,
         duration=duration,
         minutes=minutes,
         p=_p,
@@ -174,6 +229,11 @@ def _change(row: Row) -> Markup:
     mark = {"in doubt": " ?", "no claim": " ·"}.get(row.verdict, "")
     html = Markup('<span class="change {}">{}{} <span class="range">{}</span></span>')
     return html.format(kind, points(one.gain), mark, bounds)
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken after its signs."""
+    return Markup(re.sub(r"([_+-])", r"\1<wbr>", str(escape(name))))
 
 
 def _p(value: float) -> str:

@@ -9,7 +9,8 @@ import yaml
 
 from segmint.data.folder import Data
 from segmint.data.io import read_header
-from segmint.study.plan import Study
+from segmint.study.plan import Part, Study
+from segmint.training.choice import hardware
 from segmint.types import SegmintError
 
 Strategies = dict[str, list[dict[str, Any]]]
@@ -20,6 +21,9 @@ SIDE = 160
 FIRST = 0.33
 """The share of the steps of the first training, where a strategy has two."""
 
+QUARTER = {"train": "supervised", "synthetic": ["pairs"], "training": {"synthetic_fraction": 0.25}}
+"""The last training of a strategy with generated pairs."""
+
 
 def alone(**part: Any) -> list[dict[str, Any]]:
     """A strategy of one training."""
@@ -28,9 +32,25 @@ def alone(**part: Any) -> list[dict[str, Any]]:
 
 def default() -> Strategies:
     """What people do with few labels: from masks alone to generated pairs."""
+    return {**light(), **painted()}
+
+
+def light() -> Strategies:
+    """Of these what a processor without a GPU can afford: a trial takes at most half as long again as masks alone."""
     first = {"name": "first", "train": "supervised", "share": FIRST}
+    return {
+        "supervised": alone(),
+        "adversarial": alone(train="adversarial"),
+        "consistency": alone(train="consistency"),
+        "denoise": [{"train": "denoise", "share": FIRST, "once": True}, {"train": "supervised", "init": "denoise"}],
+        "self-taught": [first, {"train": "supervised", "init": "first", "masks_from": "first"}],
+        "cutpaste": [{"name": "maker", "train": "cutpaste"}, {"generate": "maker"}, QUARTER],
+    }
+
+
+def painted() -> Strategies:
+    """Of these what trains a painter for each budget and seed, and so takes a GPU, or patience."""
     teacher = {"name": "teacher", "train": "supervised"}
-    quarter = {"train": "supervised", "synthetic": ["pairs"], "training": {"synthetic_fraction": 0.25}}
     few = {"init": "base", "masks_from": "teacher", "training": {"batch_size": 8, "validate_every": 600}}
     base = {"name": "base", "train": "flow", "labels": "none", "once": True, "steps": 2000}
     base["training"] = {"batch_size": 8, "validate_every": 500}
@@ -39,14 +59,8 @@ def default() -> Strategies:
     flow = {"name": "painter", "train": "flow", "steps": 1200, **few}
     spade = {"name": "painter", "train": "spade", "steps": 800, "masks_from": "teacher"}
     return {
-        "supervised": alone(),
-        "adversarial": alone(train="adversarial"),
-        "consistency": alone(train="consistency"),
-        "denoise": [{"train": "denoise", "share": FIRST, "once": True}, {"train": "supervised", "init": "denoise"}],
-        "self-taught": [first, {"train": "supervised", "init": "first", "masks_from": "first"}],
-        "cutpaste": [{"name": "maker", "train": "cutpaste"}, {"generate": "maker"}, quarter],
-        "flow": [teacher, base, flow, near, quarter],
-        "spade": [teacher, spade, {key: value for key, value in over.items() if key != "repaint"}, quarter],
+        "flow": [teacher, base, flow, near, QUARTER],
+        "spade": [teacher, spade, {key: value for key, value in over.items() if key != "repaint"}, QUARTER],
     }
 
 
@@ -60,7 +74,7 @@ def overfitting() -> Strategies:
     augmented = {**bare, "augment": "strong"}
     every = {**augmented, **l1, **l2, **early}
     return {
-        "none": alone(settings=none, training=bare),
+        "no-remedy": alone(settings=none, training=bare),
         "augmented": alone(settings=none, training=augmented),
         "generated": [*pairs, *alone(settings=none, training={**bare, "synthetic_fraction": 0.25}, **made)],
         "L1": alone(settings=none, training={**bare, **l1}),
@@ -89,17 +103,18 @@ def ambiguity() -> Strategies:
 
 
 PRESETS: Mapping[str, Any] = {"default": default, "overfitting": overfitting, "losses": losses, "ambiguity": ambiguity}
-_BASELINES = {"overfitting": "none", "losses": "cross_entropy"}
+_BASELINES = {"overfitting": "no-remedy", "losses": "cross_entropy"}
 _METRICS = {"ambiguity": "ged"}
 
 
-def preset(name: str, data: Data, **changes: Any) -> Study:
-    """A study of a data folder.
+def preset(name: str, data: Data, *, gpu: bool | None = None, **changes: Any) -> Study:
+    """A study of a data folder, and for the machine at hand: without a GPU, what trains a painter is left out.
 
     Args:
         name: "default", "overfitting", "losses", "ambiguity", or "auto": "ambiguity" where images have several
             raters, else "default".
         data: the folder, open.
+        gpu: whether there is one; None: look.
         changes: fields of `Study` that are to differ.
 
     Raises:
@@ -111,10 +126,11 @@ def preset(name: str, data: Data, **changes: Any) -> Study:
     labelled = len(data.labelled())
     if not labelled:
         raise SegmintError(f"{data.root}: no training image has a mask; put masks/NAME.png beside images/NAME")
+    slow = name == "default" and not (bool(hardware().gpu) if gpu is None else gpu)
     values = {
         "data": str(data.root.resolve()),
         "size": size_of(data),
-        "strategies": PRESETS[name](),
+        "strategies": light() if slow else PRESETS[name](),
         "baseline": _BASELINES.get(name, "supervised"),
         "budgets": usual_budgets(labelled, len(data.split("train")), name),
         "split": "test" if "test" in data.split_names else "val",
@@ -123,6 +139,16 @@ def preset(name: str, data: Data, **changes: Any) -> Study:
         "preset": name,
     }
     return Study.model_validate(values | changes)
+
+
+def left_out(study: Study) -> dict[str, list[Part]]:
+    """What a study of the default preset could have as well; {} of any other."""
+    spare = painted() if study.preset == "default" else {}
+    return {
+        name: [Part.model_validate(part) for part in parts]
+        for name, parts in spare.items()
+        if name not in study.strategies
+    }
 
 
 def raters(data: Data) -> int:
@@ -173,27 +199,46 @@ _WORDS = {
 }
 
 
-def as_yaml(study: Study) -> str:
-    """The file of a study, with a word on each key."""
+_COSTS = {
+    "flow": "Pairs that a flow paints: a trial takes 3 times as long as one of supervised, and so does what all share.",
+    "spade": "Pairs that a GAN paints: a trial takes twice as long as one of supervised.",
+}
+"""Measured on a processor, with images of 112 x 96 pixels."""
+
+
+def as_yaml(study: Study, spare: Mapping[str, list[Part]] | None = None) -> str:
+    """The file of a study, with a word on each key.
+
+    Args:
+        study: what to write.
+        spare: strategies that it could have as well, written as comments.
+    """
     values = study.model_dump(mode="json")
-    values["strategies"] = {
-        name: [part.model_dump(mode="json", exclude_unset=True) for part in parts]
-        for name, parts in study.strategies.items()
-    }
     blocks = ["# A study: strategies x budgets x seeds. Change what you like; `segmint study` on this file runs it.\n"]
     for key, value in values.items():
         if key in _WORDS:
             blocks.append(f"\n# {_WORDS[key]}\n")
-        blocks.append(_parts(value) if key == "strategies" else _line({key: value})[1:].removesuffix("}\n") + "\n")
+        if key == "strategies":
+            blocks += ["strategies:\n", *_parts(study.strategies, "  "), *_comments(spare or {})]
+        else:
+            blocks.append(_line({key: value})[1:].removesuffix("}\n") + "\n")
     return "".join(blocks)
 
 
-def _parts(strategies: Mapping[str, Any]) -> str:
+def _parts(strategies: Mapping[str, list[Part]], head: str) -> list[str]:
     """Each part on a line of its own."""
-    lines = ["strategies:\n"]
+    lines = []
     for name, parts in strategies.items():
-        lines += [f"  {name}:\n", *(f"  - {_line(part)}" for part in parts)]
-    return "".join(lines)
+        told = [_line(part.model_dump(mode="json", exclude_unset=True)) for part in parts]
+        lines += [f"{head}{name}:\n", *(f"{head}- {part}" for part in told)]
+    return lines
+
+
+def _comments(spare: Mapping[str, list[Part]]) -> list[str]:
+    lines = ["\n  ## Left out, as this machine has no GPU; without the # they run all the same.\n"] if spare else []
+    for name, parts in spare.items():
+        lines += [f"  ## {_COSTS[name]}\n", *_parts({name: parts}, "  # ")]
+    return lines
 
 
 def _line(values: Mapping[str, Any]) -> str:

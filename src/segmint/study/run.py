@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 from rich.console import Console
@@ -12,16 +11,14 @@ from segmint.config import write_atomic
 from segmint.data.folder import Data, open_folder
 from segmint.evaluation.files import write_json
 from segmint.locks import hold
-from segmint.study.files import BROKEN, DONE, FAILED, FINISHED, read_facts, write_job
+from segmint.study.cost import Forecast, foresee, time_paces
 from segmint.study.live import LiveView
 from segmint.study.local import LocalPool, Pool
 from segmint.study.outcomes import SETTLED, settled
-from segmint.study.pieces import FOLDER, Plan, job_of, make_plan
+from segmint.study.pieces import make_plan
 from segmint.study.plan import FILE, Study, read_study
 from segmint.study.trials import Engine
 from segmint.types import SegmintError
-
-PROBE = "precision"
 
 
 def run_study(
@@ -50,24 +47,54 @@ def run_study(
     folder, console = Path(folder).resolve(), console or Console(quiet=True)
     study = read_study(folder)
     with hold(folder / "lock", 0, f"{folder}: another `segmint study` is at work here; wait for it, or end it"):
-        check_data(study)
-        study = settle(study, folder, processes or cores_here())
-        plan = make_plan(study)
-        pool = open_pool(study, processes or max(1, cores_here() // (study.threads or 1)), ray)
+        data = check_data(study)
+        ready = settle(study, folder, processes or cores_here(), console)
+        paces, _ = time_paces(study, folder, ready.threads or 1, console)
+        forecast = foresee(make_plan(ready), paces, len(data.split(study.split)))
+        pool = open_pool(ready, processes or max(1, cores_here() // (ready.threads or 1)), ray)
         try:
-            return _run(folder, plan, pool, retry_failed, console)
+            return _run(folder, forecast, pool, retry_failed, console)
         finally:
             pool.close()
 
 
-def _run(folder: Path, plan: Plan, pool: Pool, retry_failed: bool, console: Console) -> bool:
-    with LiveView(console, folder.name) as view:
-        engine = Engine(folder, plan, pool, view.tell, view.watch)
-        if retry_failed:
-            engine.retry()
+def _run(folder: Path, forecast: Forecast, pool: Pool, retry_failed: bool, console: Console) -> bool:
+    view = LiveView(console, folder.name)
+    engine = Engine(folder, forecast.plan, pool, view.tell, view.watch, forecast.costs)
+    if retry_failed:
+        engine.retry()
+    if left := engine.left():
+        _say(forecast.lines(left, pool.room), console)
+    with view:
         ended = engine.run()
     view.end(engine)
     return ended
+
+
+def foretell(folder: str | Path, *, processes: int | None = None, console: Console) -> None:
+    """Say what the study of a folder would take, from the time of some steps, and run nothing else.
+
+    Args:
+        folder: with study.yaml in it.
+        processes: trainings at a time; None: as many as there are cores for.
+        console: is told.
+
+    Raises:
+        SegmintError: study.yaml or the data does not allow it.
+    """
+    folder = Path(folder).resolve()
+    study = read_study(folder)
+    data = check_data(study)
+    threads = (settled(study, folder) or study).threads or max(1, cores_here() // (processes or cores_here()))
+    at_a_time = processes or max(1, cores_here() // threads)
+    paces, precision = time_paces(study, folder, threads, console)
+    plan = make_plan(study.model_copy(update={"precision": precision}))
+    _say(foresee(plan, paces, len(data.split(study.split))).lines(list(plan.pieces), at_a_time), console)
+
+
+def _say(lines: list[str], console: Console) -> None:
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def cores_here() -> int:
@@ -101,51 +128,24 @@ def check_data(study: Study) -> Data:
     return data
 
 
-def settle(study: Study, folder: Path, processes: int) -> Study:
+def settle(study: Study, folder: Path, processes: int, console: Console | None = None) -> Study:
     """The study with what is the same for all trials and all sittings: precision and threads of a process.
 
     Rounding depends on both, so they are measured or counted once and kept in settled.json.
 
     Raises:
-        SegmintError: the first step of the baseline failed.
+        SegmintError: the baseline cannot begin.
     """
     known = settled(study, folder)
     if known is None:
         threads = study.threads or max(1, cores_here() // processes)
-        precision = study.precision if study.precision != "auto" else _fastest(study, folder, threads)
+        precision: str = study.precision
+        if precision == "auto":
+            _, precision = time_paces(study, folder, threads, console)
         write_json(folder / SETTLED, {"precision": precision, "threads": threads, "cores": cores_here()})
         known = settled(study, folder)
     assert known is not None
     return known
-
-
-def _fastest(study: Study, folder: Path, threads: int) -> str:
-    """The precision that `auto` chooses for the baseline's last training, from one step of it."""
-    plan = make_plan(study.model_copy(update={"precision": "float32"}))
-    trial = next(trial for trial in plan.trials if trial.strategy == study.baseline)
-    piece, place = plan.pieces[trial.last], folder / FOLDER / PROBE
-    if not (place / DONE).exists():
-        job = job_of(piece, lambda name: place.parent / name)
-        for key in ("init", "masks_from", "synthetic"):
-            job.pop(key, None)
-        whole = job["training"]
-        (place / FAILED).unlink(missing_ok=True)
-        write_job(place, {**job, "training": {**whole, "steps": 1, "epochs": None, "precision": "auto"}})
-        _wait(place, LocalPool(1, threads))
-    return str((read_facts(place / DONE) or {}).get("precision", "float32"))
-
-
-def _wait(place: Path, pool: LocalPool) -> None:
-    try:
-        pool.start(PROBE, place, None)
-        while not (ended := pool.ended()):
-            time.sleep(0.05)
-        if ended[PROBE] != FINISHED:
-            told = (read_facts(place / FAILED) or {}).get("reason", f"ended with code {ended[PROBE]}")
-            what = "failed" if ended[PROBE] == BROKEN else "was stopped"
-            raise SegmintError(f"the first step of the baseline {what}: {told}")
-    finally:
-        pool.close()
 
 
 def write_study(study: Study, folder: Path, text: str) -> Path:

@@ -272,6 +272,8 @@ def _comparison(
 class Level:
     """What an arm reaches: the mean over seeds, with its 95% interval over seeds and images (nan with one seed).
 
+    The interval is cut off where no score can be: below 0, and above 1 where more is better.
+
     Attributes:
         deviation: the standard deviation over seeds; nan with one.
         spread: what the interval is made of; None with one seed.
@@ -293,16 +295,18 @@ def levels(figures: Figures) -> dict[Place, Level]:
         freedom = sum(df for _, df in own)
         usual = float(sum(variance * df for variance, df in own) / freedom) if own else 0.0
         for place, arm in arms.items():
-            found[place] = _level(arm, usual, freedom - len(arm.seeds) + 1, figures.units)
+            found[place] = _level(arm, usual, freedom - len(arm.seeds) + 1, figures)
     return found
 
 
-def _level(arm: Arm, usual: float, others: int, units: int) -> Level:
+def _level(arm: Arm, usual: float, others: int, figures: Figures) -> Level:
     mean, count = float(arm.figures[:, 0].mean()), len(arm.seeds)
     if count < 2:
         return Level(mean, math.nan, math.nan, math.nan, None)
     variance, df = float(arm.figures[:, 0].var(ddof=1)), count - 1
     extra = min(BORROWED, float(others))
     moderated = (df * variance + extra * usual) / (df + extra)
-    spread = _spread(arm.figures, moderated, df + extra, units)
-    return Level(mean, *spread.interval(mean), math.sqrt(variance), spread)
+    spread = _spread(arm.figures, moderated, df + extra, figures.units)
+    low, high = spread.interval(mean)
+    low, high = max(low, min(0.0, mean)), high if figures.lower else min(high, max(1.0, mean))
+    return Level(mean, low, high, math.sqrt(variance), spread)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -35,6 +35,7 @@ class Engine:
         pool: where.
         tell: is told of every start and end, in a line.
         watch: is shown the engine, many times a second.
+        costs: the seconds that each piece may take, as far as they are known beforehand.
     """
 
     PAUSE = 0.2
@@ -46,8 +47,10 @@ class Engine:
         pool: Pool,
         tell: Told = lambda line: None,
         watch: Callable[[Engine], None] = lambda engine: None,
+        costs: Mapping[str, float] | None = None,
     ) -> None:
         self.folder, self.plan, self.pool, self.tell, self.watch = folder, plan, pool, tell, watch
+        self.costs = costs or {}
         self.state = State(folder, plan)
         self.halving = Halving(self.state)
         self.running: dict[str, float] = {}

@@ -19,8 +19,21 @@ from types import FrameType
 from typing import Any
 
 from segmint.locks import hold
-from segmint.study.files import BROKEN, DONE, FAILED, FINISHED, JOB, PAUSED, STOPPED, WAITS, curve, fail, spent
-from segmint.types import SegmintError, reason
+from segmint.study.files import (
+    BROKEN,
+    DONE,
+    FAILED,
+    FINISHED,
+    JOB,
+    PAUSED,
+    STARTED,
+    STOPPED,
+    WAITS,
+    curve,
+    fail,
+    said,
+    spent,
+)
 
 GRACE = 60.0
 """Seconds that a piece has to save, when it is asked to end."""
@@ -41,7 +54,9 @@ class Clock:
 
     def __init__(self, folder: Path, limit: float | None, watch: bool) -> None:
         self.folder, self.limit, self.late = folder, limit, False
-        self.begun, self.before, self.watch = time.monotonic(), spent(folder), watch
+        started = float(os.environ.get(STARTED, time.time()))
+        self.begun = time.monotonic() - max(0.0, time.time() - started)
+        self.before, self.watch = spent(folder), watch
         self.over = threading.Event()
 
     def start(self) -> None:
@@ -150,14 +165,6 @@ def _work(folder: Path, clock: Clock) -> int:
     return FINISHED
 
 
-def said(error: BaseException) -> str:
-    """Why something failed, in a line."""
-    words = reason(error)
-    if isinstance(error, MemoryError) or ("memory" in words.lower() and isinstance(error, RuntimeError)):
-        return f"out of memory: {words}"
-    return words if isinstance(error, SegmintError) else f"{type(error).__name__}: {words}"
-
-
 def _train(folder: Path, job: Mapping[str, Any], pause: Pause) -> dict[str, Any]:
     from segmint.evaluation.files import read_json
     from segmint.training import run as runs
@@ -225,7 +232,14 @@ def _evaluate(folder: Path, job: Mapping[str, Any], pause: Pause) -> dict[str, A
     return {"images": entry["images"]}
 
 
-_DO = {"train": _train, "generate": _generate, "assay": _assay, "evaluate": _evaluate}
+def _pace(folder: Path, job: Mapping[str, Any], pause: Pause) -> dict[str, Any]:
+    from segmint.study.cost import time_trainings
+
+    time_trainings(folder, job)
+    return {}
+
+
+_DO = {"pace": _pace, "train": _train, "generate": _generate, "assay": _assay, "evaluate": _evaluate}
 
 
 def main(arguments: list[str]) -> int:

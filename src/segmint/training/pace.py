@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from segmint.config import TrainSettings
 from segmint.methods.method import Method
-from segmint.training.precision import probe
+from segmint.training.precision import CHOICES, probe
 from segmint.training.train import Images, first_batch
 from segmint.types import SegmintError
 
@@ -81,7 +81,8 @@ def measure(method: Method, images: Images, settings: TrainSettings, seed: int) 
         raise SegmintError(
             f"minutes: {method.name} is fitted in whole epochs; leave --minutes out, or give training.epochs instead"
         )
-    precision, milliseconds = probe(method, first_batch(method, images, settings, seed), settings)
+    choices = CHOICES if settings.precision == "auto" else (settings.precision,)
+    precision, milliseconds = probe(method, first_batch(method, images, settings, seed), settings, choices)
     if settings.precision != "auto":
         precision = settings.precision
     step = milliseconds[precision] / 1000

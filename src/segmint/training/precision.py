@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -37,13 +38,20 @@ def layout(batch: Batch, precision: str) -> Batch:
     return Batch(image, batch.mask, batch.previous)
 
 
-def probe(method: Method, batch: Batch, settings: TrainSettings, seconds: float = 2.0) -> tuple[str, dict[str, float]]:
+def probe(
+    method: Method,
+    batch: Batch,
+    settings: TrainSettings,
+    choices: Sequence[str] = CHOICES,
+    seconds: float = 2.0,
+) -> tuple[str, dict[str, float]]:
     """Time training steps of a copy of the method in each precision.
 
     Args:
         method: left as it is.
         batch: a training batch on the method's device.
         settings: of the training.
+        choices: the precisions.
         seconds: about how long to measure in all; every choice takes at least two timed steps.
 
     Returns:
@@ -51,11 +59,11 @@ def probe(method: Method, batch: Batch, settings: TrainSettings, seconds: float 
     """
     state = torch.random.get_rng_state()
     runners = {}
-    for choice in CHOICES:
+    for choice in choices:
         twin = copy.deepcopy(method).train()
         place(twin, choice)
         runners[choice] = (twin, PartOptimizers(twin.parts(), settings), layout(batch, choice))
-    times: dict[str, list[float]] = {choice: [] for choice in CHOICES}
+    times: dict[str, list[float]] = {choice: [] for choice in choices}
     started = time.perf_counter()
     rounds = 0
     while rounds < 3 or time.perf_counter() - started < seconds:

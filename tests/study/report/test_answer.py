@@ -12,6 +12,25 @@ from segmint.study.results import FILE
 from segmint.types import SegmintError
 
 
+def test_what_is_ahead_but_may_be_chance_among_many_is_said_to_be(make_study):
+    reached = {"plain": 0.60, **{f"equal {number}": 0.60 for number in range(12)}, "ahead": 0.607}
+    findings = make_study(reached, budgets=(10,)).findings()
+    row = findings.row("ahead", 10)
+    assert row.comparison.low > 0
+    assert row.verdict == "neither"
+    assert "Of 13 comparisons one may come out like that by chance" in decide(findings).details
+
+
+def test_too_few_groups_are_a_caution(make_study):
+    made = make_study({"plain": 0.60, "good": 0.66})
+    assert not any("groups" in words for words in decide(made.findings()).cautions)
+    for path in made.folder.glob("pieces/*/metrics.json"):
+        scores = json.loads(path.read_text())
+        scores["val"]["per_image"]["groups"] = ["one"] * 20 + ["two"] * 20
+        path.write_text(json.dumps(scores))
+    assert any("too few groups" in words for words in decide(made.findings()).cautions)
+
+
 def test_the_better_strategy_is_recommended(make_study):
     made = make_study({"plain": 0.60, "good": 0.66, "equal": 0.60}, budgets=(10, "all"), seeds=4)
     answer = decide(made.findings())

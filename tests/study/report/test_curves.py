@@ -117,5 +117,5 @@ def test_one_seed_has_no_interval_and_one_budget_no_curve():
 
 def test_numbers_of_labels_in_words():
     one = Saved(10, 25.4, 0.0, math.inf, 10, 600)
-    assert str(one) == "25 (at most 10 to more than 600)"
+    assert str(one) == "25 (≤ 10 to > 600)"
     assert one.words(math.nan) == "?"

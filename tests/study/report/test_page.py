@@ -6,17 +6,19 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 import segmint
+from segmint.study import charts
 from segmint.study.examples import choose, write_examples
 from segmint.study.exports import escape, latex, summary_csv, trials_csv
 from segmint.study.findings import find
 from segmint.study.outcomes import SETTLED, current_results
-from segmint.study.page import is_study, write_page
+from segmint.study.page import _breakable, is_study, write_page
 from segmint.study.pieces import make_plan
 from segmint.study.plan import read_study
 from segmint.study.results import Result, append_result
@@ -51,6 +53,33 @@ def test_failures_and_strange_names_are_shown_as_they_are(make_study):
     assert "&lt;b&gt;&amp;" in html
     assert "<b>&" not in html
     assert "Only 2 seeds are finished by both" in words(made.folder / "report.html")
+    assert "1 of 3 failed" in words(made.folder / "report.html")
+
+
+def test_a_strategy_that_failed_everywhere_is_in_the_table_and_in_no_chart(make_study):
+    failed = {("never", seed): "out of memory" for seed in range(3)}
+    made = make_study({"plain": 0.60, "good": 0.66, "never": 0.6}, failed=failed, budgets=(10, 40))
+    text = words(write_page(made.folder))
+    assert text.count("3 of 3 failed") == 2
+    assert "never 6 failed out of memory" in text
+    findings = made.findings()
+    drawn = [charts.label_chart(findings), *(charts.gain_chart(findings, at) for at in (10, 40))]
+    assert all(b"good" in chart and b"never" not in chart for chart in drawn)
+    still = replace(findings, results=tuple(one for one in findings.results if one.strategy != "never"))
+    assert b"never" not in charts.training_chart(still, 10)
+
+
+def test_the_public_name_writes_the_page_of_a_study_or_of_runs(make_study, tmp_path, trained):
+    made = make_study({"plain": 0.60, "good": 0.66})
+    assert segmint.report(made.folder) == made.folder / "report.html"
+    assert (made.folder / "answer.json").is_file()
+    run = next(path for path in (trained / "pieces").iterdir() if path.is_dir())
+    page = segmint.report(run)
+    assert page == run / "report.html"
+    assert not (run / "answer.json").exists()
+    page.unlink()
+    with pytest.raises(SegmintError, match="no such folder"):
+        segmint.report(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("left", [("plain", "good"), ("good",), ("plain",)])
@@ -68,7 +97,8 @@ def test_before_anything_was_settled_there_is_a_page(make_study):
 def test_several_raters_and_watts_are_told(make_study):
     made = make_study({"plain": 0.60, "good": 0.66}, metric="ged", budgets=("all",), watts=100)
     text = words(write_page(made.folder))
-    assert "Judged by GED (lower is better)" in text
+    assert "Judged by GED (generalised energy distance" in text
+    assert "lower is better) on 40 validation images" in text
     assert "Wh" in text
 
 
@@ -85,6 +115,10 @@ def test_what_was_shared_is_accounted_for(make_study):
     text = words(write_page(made.folder))
     assert "2 pieces of work took 34.0 s" in text
     assert "taken 1 min 8 s" in text
+
+
+def test_long_names_break_after_their_signs():
+    assert str(_breakable("mse+<b>_c")) == "mse+<wbr>&lt;b&gt;_<wbr>c"
 
 
 def test_ten_strategies_fit_on_the_page(make_study):

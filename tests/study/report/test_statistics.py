@@ -172,6 +172,17 @@ def test_levels_are_those_of_the_t_interval_where_there_is_one_arm():
     assert levels(study(base=[0.5]))["base", 10].spread is None
 
 
+def test_levels_stay_where_scores_can_be():
+    high, low = (levels(study(base=scores))["base", 10] for scores in ([0.99, 0.90, 1.0], [0.01, 0.1, 0.0]))
+    assert high.high == 1
+    assert low.low == 0
+    assert high.low > 0.5
+    figures = study(base=[0.01, 1.9, 0.2])
+    distance = levels(Figures(figures.arms, "ged", "val", lower=True, units=100))["base", 10]
+    assert distance.low == 0
+    assert distance.high > 1
+
+
 @pytest.fixture(scope="module")
 def simulation():
     spec = importlib.util.spec_from_file_location("study_statistics", BENCHMARK)
