@@ -108,6 +108,32 @@ def generation_speed() -> str:
     return table(head, rows)
 
 
+def inference_speed() -> str:
+    """Latency and throughput of segmenting, and what they cost in mean IoU."""
+    contenders = json.loads((HERE / "inference-speed.json").read_text())["contenders"]
+    base = contenders["PyTorch float32"]
+    rows = []
+    for name, facts in contenders.items():
+        ratio = f"{facts['images_per_second'] / base['images_per_second']:.1f}"
+        miou = f"{facts['miou']:.2f}" if "miou" in facts else ""
+        rows.append([name, f"{facts['latency_ms']:.0f}", f"{facts['images_per_second']:.1f}", ratio, miou])
+    return table(["what", "latency, ms", "images/s, batches of 8", "times PyTorch float32", "val mIoU, %"], rows)
+
+
+def server() -> str:
+    """Requests a second with batching and without, and what memory does meanwhile."""
+    found = json.loads((HERE / "serve-load.json").read_text())
+    rows = []
+    for name, words in (("batches", "batching"), ("alone", "one at a time")):
+        facts = found[name]
+        memory = f"{facts['MiB in the second quarter']:.0f}, {facts['MiB in the last']:.0f}"
+        figures = [f"{facts[key]:.0f}" for key in ("requests a second", "median ms", "95% ms")]
+        counts = [f"{facts['requests']:,}", str(facts["errors"]), str(facts["answers unlike a lone request's"])]
+        rows.append([words, *counts, *figures, f"{facts['images a batch']:.1f}", memory])
+    head = ["server", "requests", "errors", "other masks than alone", "requests/s", "median, ms", "95%, ms"]
+    return table([*head, "images a batch", "MiB in the second and the last quarter"], rows)
+
+
 def main() -> None:
     makers: dict[str, Callable[[], str]] = {
         "segmenters": segmenters,
@@ -116,6 +142,8 @@ def main() -> None:
         "speed": speed,
         "pairs": pairs,
         "generation speed": generation_speed,
+        "inference speed": inference_speed,
+        "server": server,
         "few labels": made.few_labels,
         "only": made.only,
         "generators": made.generators,
