@@ -17,6 +17,7 @@ from segmint.study.local import Pool
 from segmint.study.outcomes import State
 from segmint.study.pieces import Piece, Plan, Trial, job_of
 from segmint.study.results import Result, append_result, read_results
+from segmint.training.train import asked_to_stop
 
 ATTEMPTS = 6
 """So often a piece is begun again whose worker was stopped, or lost with its machine."""
@@ -217,13 +218,5 @@ def _signals() -> Iterator[_Stop]:
     def ask(number: int, frame: FrameType | None) -> None:
         stop.asked += 1
 
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # signals can only be caught in the main thread
+    with asked_to_stop(ask):
         yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
