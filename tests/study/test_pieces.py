@@ -79,6 +79,15 @@ def test_more_seeds_and_strategies_leave_what_is_done():
     assert set(few.pieces) <= set(more.pieces)
 
 
+def test_the_baseline_alone_has_its_further_budgets():
+    made = plan({"one": ONE, "denoised": DENOISED}, seeds=[0, 1], budgets=[30], baseline_budgets=["all", 10])
+    assert [trial.of[:2] for trial in made.trials if trial.seed == 1] == [
+        ("one", 10), ("one", 30), ("denoised", 30), ("one", None)
+    ]  # fmt: skip
+    without = plan({"one": ONE, "denoised": DENOISED}, seeds=[0, 1], budgets=[30])
+    assert set(without.pieces) < set(made.pieces)
+
+
 def test_settings_for_all_reach_every_segmenter_that_has_them():
     asked = {"encoder_name": "plain", "dropout": 0.0}
     made = plan({"one": ONE, "denoised": DENOISED, "painted": PAINTED}, settings=asked, training={"batch_size": 3})

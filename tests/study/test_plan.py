@@ -111,6 +111,8 @@ def test_what_cannot_be_done_is_named(parts, told: str):
         ({"seeds": [1, 1]}, "seeds: .* names one twice"),
         ({"seeds": [-1]}, "seeds 0 or more"),
         ({"budgets": [0]}, "budgets must be 1 or more"),
+        ({"budgets": [3], "baseline_budgets": [0]}, "budgets must be 1 or more"),
+        ({"budgets": [3, None], "baseline_budgets": ["all"]}, "baseline_budgets: names one twice, or one that all"),
         ({"rungs": [0.5, 0.25]}, "rungs: must be rising"),
         ({"training": {"steps": 5}}, "training.steps: is the same for all"),
     ],
@@ -121,11 +123,12 @@ def test_settings_of_the_whole_are_checked(changes, told: str):
 
 
 def test_a_file_is_read_with_all_and_beside_its_data(tmp_path: Path):
-    values = {"data": "mine", "strategies": {"one": ONE}, "baseline": "one", "budgets": [10, "all"]}
+    values = {"data": "mine", "strategies": {"one": ONE}, "baseline": "one"}
+    values |= {"budgets": [10, "all"], "baseline_budgets": [9]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     made = read_study(tmp_path)
     assert made == read_study(tmp_path / "study.yaml")
-    assert made.budgets == [10, None]
+    assert (made.budgets, made.every_budget) == ([10, None], [9, 10, None])
     assert made.data == str(tmp_path / "mine")
     assert made.model_dump(mode="json")["budgets"] == [10, "all"]
 

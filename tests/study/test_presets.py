@@ -100,6 +100,14 @@ def test_sizes_are_bounded_and_budgets_fit(shapes: Path):
     assert usual_budgets(367, 367, "losses") == [None]
 
 
+def test_the_baseline_has_all_labels_where_the_others_do_not(shapes: Path):
+    data = open_folder(shapes)
+    assert preset("losses", data).baseline_budgets == []
+    assert preset("default", data, budgets=[4]).baseline_budgets == []
+    usual = preset("default", data)
+    assert None in usual.every_budget
+
+
 def test_what_a_preset_cannot_do_is_told(shapes: Path, tmp_path: Path):
     with pytest.raises(SegmintError, match="there is no 'nonsense'; choose one of default"):
         preset("nonsense", open_folder(shapes))

@@ -161,9 +161,8 @@ def test_poor_strategies_are_given_up_and_the_others_end_as_without_halving(whol
     strategies = {"supervised": tiny.SUPERVISED, "self": tiny.SELF_TAUGHT}
     strategies["still"] = [{"train": "supervised", "training": slow}]
     strategies["stiller"] = [{"train": "supervised", "training": {**slow, "augment": "none"}}]
-    halved = tiny.write(
-        tmp_path / "s", Path(engine.plan.study.data), strategies, halving=True, rungs=[0.5], seeds=[0], split="test"
-    )
+    changes = {"halving": True, "rungs": [0.5], "seeds": [0], "split": "test", "baseline_budgets": [2]}
+    halved = tiny.write(tmp_path / "s", Path(engine.plan.study.data), strategies, **changes)
     pool = tiny.Here()
     tiny.run(halved, pool)
     found = {one.strategy: one for one in read_results(halved)}
@@ -179,6 +178,7 @@ def test_poor_strategies_are_given_up_and_the_others_end_as_without_halving(whol
     before = {one[:3]: one[3:-1] for one in tiny.table(folder)}
     after = {one[:3]: one[3:-1] for one in tiny.table(halved)}
     assert after["supervised", 3, 0] == before["supervised", 3, 0]
+    assert after["supervised", 2, 0][0] == "done"
     again = tiny.Here()
     tiny.run(halved, again)
     assert again.started == []

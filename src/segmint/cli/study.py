@@ -28,6 +28,9 @@ def study(
         bool, typer.Option("--write-only", help="Write study.yaml, say what it takes, and stop there.")
     ] = False,
     budgets: Annotated[str | None, typer.Option(help="For a data folder, e.g. 10,30,all.", show_default=False)] = None,
+    baseline_budgets: Annotated[
+        str | None, typer.Option(help="Further ones for the baseline alone.", show_default=False)
+    ] = None,
     seeds: Annotated[int | None, typer.Option(help="For a data folder: how many.", min=1, show_default=False)] = None,
     steps: Annotated[
         int | None, typer.Option(help="For a data folder: of every segmenter.", min=1, show_default=False)
@@ -44,7 +47,7 @@ def study(
     """Compare strategies on your data: which is worth it? Stopped in any way, the same command goes on."""
     from segmint.study.run import foretell, run_study
 
-    chosen = {"budgets": budgets, "seeds": seeds, "steps": steps, "size": size}
+    chosen = {"budgets": budgets, "baseline_budgets": baseline_budgets, "seeds": seeds, "steps": steps, "size": size}
     folder = _folder_of(source, preset, out, chosen)
     if write_only:
         foretell(folder, processes=processes, console=console)
@@ -61,9 +64,9 @@ def _folder_of(source: Path, preset: str | None, out: Path | None, chosen: dict[
     """The folder of the study, with study.yaml in it."""
     file = source / "study.yaml" if source.is_dir() else source
     if file.is_file():
-        given = [f"--{key}" for key, value in {"preset": preset, **chosen}.items() if value is not None]
+        given = [key for key, value in {"preset": preset, **chosen}.items() if value is not None]
         if given:
-            raise SegmintError(f"{given[0]}: is for a data folder; {file} has its own, change it there")
+            raise SegmintError(f"{_option(given[0])}: is for a data folder; {file} has its own, change it there")
         return _copied(file, out)
     if not source.is_dir():
         raise SegmintError(f"{source}: no such file or folder; name a study.yaml, or a data folder")
@@ -106,13 +109,18 @@ def _written(source: Path, preset: str | None, out: Path | None, chosen: dict[st
     return folder
 
 
+def _option(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
 def _changes(chosen: dict[str, Any]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
-    if chosen["budgets"] is not None:
-        words = [word.strip() for word in chosen["budgets"].split(",")]
-        if any(word != "all" and not word.isdigit() for word in words):
-            raise SegmintError(f"--budgets: must be numbers or all, e.g. 10,30,all, not {chosen['budgets']!r}")
-        changes["budgets"] = [None if word == "all" else int(word) for word in words]
+    for key in ("budgets", "baseline_budgets"):
+        if chosen[key] is not None:
+            words = [word.strip() for word in chosen[key].split(",")]
+            if any(word != "all" and not word.isdigit() for word in words):
+                raise SegmintError(f"{_option(key)}: must be numbers or all, e.g. 10,30,all, not {chosen[key]!r}")
+            changes[key] = [None if word == "all" else int(word) for word in words]
     if chosen["seeds"] is not None:
         changes["seeds"] = list(range(chosen["seeds"]))
     if chosen["steps"] is not None:

@@ -261,7 +261,7 @@ def _no_win(findings: Findings, best: Mapping[int | None, Row | None]) -> tuple[
     if leading.comparison is not None and leading.comparison.gain > 0:
         why.append(f"Nearest came {leading.strategy}: {_gain(findings, leading)}.")
         if leading.comparison.low > 0:
-            many = (len(findings.study.strategies) - 1) * len(findings.study.budgets)
+            many = findings.study.comparisons
             why.append(f"Of {many} comparisons one may come out like that by chance; more seeds would tell.")
     worse = [row.strategy for row in rows if row.verdict == "worse"]
     if worse:
@@ -281,7 +281,7 @@ def _fewer(findings: Findings, best: Mapping[int | None, Row | None]) -> list[st
 
 def _labelling(findings: Findings) -> list[str]:
     """What more labels brought the baseline."""
-    rows = [findings.row(findings.study.baseline, budget) for budget in findings.budgets]
+    rows = [findings.row(findings.study.baseline, budget) for budget in findings.study.every_budget]
     rows = [row for row in rows if row.level is not None and row.labels]
     if len(rows) < 2 or rows[-1].level is None or rows[-2].level is None:
         return []
@@ -297,10 +297,11 @@ def _cautions(findings: Findings) -> list[str]:
         found.append(f"{len(findings.results)} of {findings.planned} trials have ended: all this may still change.")
     for row in findings.rows:
         if row.strategy == study.baseline and row.trend is not None and row.trend.improving:
+            compared = row.budget in study.budgets
+            what = "gains over it are worth nothing" if compared else "it may need fewer labels than is said here"
             found.append(
                 f"With {with_labels(row)} the baseline was still improving when it stopped "
-                f"({points(row.trend.rise)} points in the last third of its steps): gains over it are worth nothing. "
-                "Raise steps in study.yaml."
+                f"({points(row.trend.rise)} points in the last third of its steps): {what}. Raise steps in study.yaml."
             )
     late = [
         f"{row.strategy} ({with_labels(row)})"

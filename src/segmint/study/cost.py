@@ -221,4 +221,6 @@ def _training(piece: Piece, pace: Mapping[str, Any]) -> float:
 def _counted(study: Study) -> str:
     counts = (("strategy", "strategies", study.strategies), ("budget", "budgets", study.budgets))
     every = (*counts, ("seed", "seeds", study.seeds))
-    return " x ".join(f"{len(some)} {one if len(some) == 1 else many}" for one, many, some in every)
+    told = " x ".join(f"{len(some)} {one if len(some) == 1 else many}" for one, many, some in every)
+    further = len(study.baseline_budgets)
+    return told + f", and {study.baseline} at {further} more" * (further > 0)

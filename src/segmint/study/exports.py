@@ -121,7 +121,7 @@ def latex(findings: Findings) -> str:
 
     Gains that hold after Holm's correction and without doubt are bold (better) or in italics (worse).
     """
-    study, budgets = findings.study, findings.budgets
+    study, budgets = findings.study, findings.study.every_budget
     heads = [escape("all labels" if budget is None else f"{budget} labels") for budget in budgets]
     lines = [
         "% needs \\usepackage{booktabs}",
@@ -143,7 +143,7 @@ def latex(findings: Findings) -> str:
 
 def _score(findings: Findings, row: Row) -> str:
     if row.level is None:
-        return "--"
+        return "--" if row.trials else ""
     digits, scale = (3, 1) if findings.figures.lower else (1, 100)
     deviation = "" if math.isnan(row.level.deviation) else f" $\\pm$ {scale * row.level.deviation:.{digits}f}"
     return f"{scale * row.level.mean:.{digits}f}{deviation}"
@@ -162,7 +162,7 @@ def _gain(row: Row) -> str:
 def _caption(findings: Findings) -> str:
     study, name = findings.study, measure_name(findings.study.metric)
     unit = " (lower is better)" if findings.figures.lower else r" in \%"
-    comparisons = (len(study.strategies) - 1) * len(study.budgets)
+    comparisons = study.comparisons
     baseline, images = escape(study.baseline), len(findings.figures.names)
     return (
         f"{escape(name)}{unit} on {escape(study.split)} ({images} images), mean and standard deviation over "

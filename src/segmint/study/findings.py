@@ -10,7 +10,7 @@ from pathlib import Path
 from segmint.evaluation.files import read_json
 from segmint.study.curves import Saved, Trend, labels_saved, trend
 from segmint.study.figures import RESAMPLES, Arm, Figures, read_figures
-from segmint.study.plan import Study
+from segmint.study.plan import Study, by_size
 from segmint.study.results import Result
 from segmint.study.statistics import Comparison, Level, compare_all, levels
 
@@ -93,7 +93,7 @@ class Findings:
     @property
     def planned(self) -> int:
         """How many trials there are in all."""
-        return len(self.study.strategies) * len(self.study.budgets) * len(self.study.seeds)
+        return sum(row.trials for row in self.rows)
 
     @property
     def finished(self) -> bool:
@@ -102,12 +102,13 @@ class Findings:
 
     @property
     def budgets(self) -> list[int | None]:
-        """From the fewest labels to the most."""
-        return sorted(self.study.budgets, key=_order)
+        """Those of all strategies, from the fewest labels to the most."""
+        return by_size(self.study.budgets)
 
     def row(self, strategy: str, budget: int | None) -> Row:
-        """That of a strategy and budget."""
-        return next(row for row in self.rows if (row.strategy, row.budget) == (strategy, budget))
+        """That of a strategy and budget; one without trials where they are no part of the study."""
+        none = Row(strategy, budget, 0, 0, 0, 0, None, None, None, None, None)
+        return next((row for row in self.rows if (row.strategy, row.budget) == (strategy, budget)), none)
 
 
 def find(folder: Path, study: Study, results: Sequence[Result], resamples: int = RESAMPLES) -> Findings:
@@ -123,44 +124,35 @@ def find(folder: Path, study: Study, results: Sequence[Result], resamples: int =
         SegmintError: trials were judged on different images.
     """
     figures = read_figures(folder, results, study.metric, study.split, resamples)
-    labels = {budget: _labels(folder, budget, results) for budget in study.budgets}
+    labels = {budget: _labels(folder, budget, results) for budget in study.every_budget}
     reached = levels(figures)
-    planned = (len(study.strategies) - 1) * len(study.budgets)
-    comparisons = {one.place: one for one in compare_all(figures, study.baseline, planned)}
+    comparisons = {one.place: one for one in compare_all(figures, study.baseline, study.comparisons)}
     known = replace(figures, arms={place: arm for place, arm in figures.arms.items() if labels[place[1]]})
     saved = labels_saved(known, reached, study.baseline, labels)
-    trends = {
-        (name, budget): trend([one.curve for one in _of(results, name, budget) if one.status == "done"])
-        for name in study.strategies
-        for budget in study.budgets
-    }
+    places = [(name, at) for name in study.strategies for at in study.every_budget if name in study.strategies_at(at)]
+    trends = {place: trend([one.curve for one in _of(results, *place) if one.status == "done"]) for place in places}
     rows = []
-    for name in study.strategies:
-        for budget in sorted(study.budgets, key=_order):
-            place, ended = (name, budget), _of(results, name, budget)
-            arm, comparison = figures.arms.get(place), comparisons.get(place)
-            base = figures.arms.get((study.baseline, budget))
-            rows.append(
-                Row(
-                    name,
-                    budget,
-                    labels[budget],
-                    len(study.seeds),
-                    len(arm.results) if arm else 0,
-                    sum(one.status != "done" for one in ended),
-                    reached.get(place),
-                    comparison,
-                    trends[place],
-                    saved.get(place),
-                    _cost(arm, study) if arm else None,
-                    _doubts(arm, base, comparison, trends[place], trends[study.baseline, budget]),
-                )
+    for name, budget in places:
+        place, ended = (name, budget), _of(results, name, budget)
+        arm, comparison = figures.arms.get(place), comparisons.get(place)
+        base = figures.arms.get((study.baseline, budget))
+        rows.append(
+            Row(
+                name,
+                budget,
+                labels[budget],
+                len(study.seeds),
+                len(arm.results) if arm else 0,
+                sum(one.status != "done" for one in ended),
+                reached.get(place),
+                comparison,
+                trends[place],
+                saved.get(place),
+                _cost(arm, study) if arm else None,
+                _doubts(arm, base, comparison, trends[place], trends[study.baseline, budget]),
             )
+        )
     return Findings(study, tuple(results), tuple(rows), figures, figures.problems)
-
-
-def _order(budget: int | None) -> float:
-    return math.inf if budget is None else budget
 
 
 def _of(results: Sequence[Result], name: str, budget: int | None) -> list[Result]:

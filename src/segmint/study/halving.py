@@ -64,7 +64,9 @@ class Halving:
             self._give_up(len(self.decided) - 1)
 
     def _alive(self) -> list[Trial]:
-        return [trial for trial in self.state.plan.trials if trial.strategy not in self.state.given_up]
+        """The trials of strategies that go on, without those of the baseline alone, which nothing is compared with."""
+        compared = [trial for trial in self.state.plan.trials if trial.budget in self.study.budgets]
+        return [trial for trial in compared if trial.strategy not in self.state.given_up]
 
     def _arrived(self, trial: Trial) -> bool:
         step = self._step(trial)

@@ -85,7 +85,8 @@ def plan_like(folder: Path, data: str | Path, *, seed: int = 0, steps: int | Non
     study, name = read_study(folder), recommended(folder)
     if name not in study.strategies:
         raise SegmintError(f"{folder / ANSWER}: recommends {name!r}, which study.yaml does not have any more")
-    changes: dict[str, Any] = {"strategies": {name: study.strategies[name]}, "baseline": name, "budgets": [None]}
+    changes: dict[str, Any] = {"strategies": {name: study.strategies[name]}, "baseline": name}
+    changes |= {"budgets": [None], "baseline_budgets": []}
     changes |= {"seeds": [seed], "data": str(Path(data).resolve()), "halving": False, "minutes": None}
     changes |= {"steps": steps or study.steps}
     whole: Study = (settled(study, folder) or study).model_copy(update=changes)

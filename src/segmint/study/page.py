@@ -116,7 +116,7 @@ def render(folder: Path, findings: Findings, answer: Answer, examples: Mapping[s
         compared=compared,
         overfitting=compared and study.preset == "overfitting",
         energy=any(row.cost is not None and not math.isnan(row.cost.energy) for row in findings.rows),
-        comparisons=(len(study.strategies) - 1) * len(study.budgets),
+        comparisons=study.comparisons,
         settings=(folder / FILE).read_text(encoding="utf-8"),
         latex=latex(findings),
         files=[TRIALS, SUMMARY, LATEX, "answer.json", "results.jsonl"],

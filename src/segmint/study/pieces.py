@@ -108,8 +108,8 @@ def make_plan(study: Study) -> Plan:
     """
     plan = Plan(study)
     for seed in study.seeds:
-        for budget in study.budgets:
-            for name in study.strategies:
+        for budget in study.every_budget:
+            for name in study.strategies_at(budget):
                 _Trial(plan, name, budget, seed).add()
     return plan
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +101,8 @@ class Study(BaseModel):
         strategies: of each name its parts; the last one trains the segmenter that is judged.
         baseline: the strategy that others are compared with.
         budgets: how many training images keep their masks; None (written "all"): all.
+        baseline_budgets: further ones for the baseline alone, so that its curve over labels reaches far enough to say
+            how many labels a strategy saves.
         seeds: of each trial.
         steps: of every strategy's segmenter.
         metric: the measure that decides, e.g. "miou" or "ged".
@@ -125,6 +127,7 @@ class Study(BaseModel):
     strategies: dict[str, list[Part]] = Field(min_length=1)
     baseline: str
     budgets: list[int | None] = Field([None], min_length=1)
+    baseline_budgets: list[int | None] = []
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     steps: int = Field(1500, ge=1)
     metric: str = "miou"
@@ -140,14 +143,33 @@ class Study(BaseModel):
     watts: float | None = Field(None, gt=0)
     preset: str = ""
 
-    @field_validator("budgets", mode="before")
+    @field_validator("budgets", "baseline_budgets", mode="before")
     @classmethod
     def _all(cls, value: Any) -> Any:
         return [None if one == "all" else one for one in value] if isinstance(value, list) else value
 
-    @field_serializer("budgets")
+    @field_serializer("budgets", "baseline_budgets")
     def _told(self, value: list[int | None]) -> list[int | str]:
         return ["all" if one is None else one for one in value]
+
+    @property
+    def every_budget(self) -> list[int | None]:
+        """Those of all strategies and those of the baseline alone, from the fewest labels to the most."""
+        return by_size([*self.budgets, *self.baseline_budgets])
+
+    def strategies_at(self, budget: int | None) -> list[str]:
+        """The strategies that are trained with a budget."""
+        return list(self.strategies) if budget in self.budgets else [self.baseline]
+
+    @property
+    def comparisons(self) -> int:
+        """How many comparisons with the baseline there are when all trials have ended."""
+        return (len(self.strategies) - 1) * len(self.budgets)
+
+
+def by_size(budgets: Iterable[int | None]) -> list[int | None]:
+    """Budgets from the fewest labels to the most."""
+    return sorted(budgets, key=lambda one: math.inf if one is None else one)
 
 
 def read_study(path: str | Path) -> Study:
@@ -180,7 +202,9 @@ def check(study: Study, source: str = FILE) -> None:
     for key, values in (("budgets", study.budgets), ("seeds", study.seeds), ("rungs", study.rungs)):
         if len(set(values)) < len(values):
             raise SegmintError(f"{where}{key}: {values} names one twice; name each once")
-    if any(budget is not None and budget < 1 for budget in study.budgets) or min(study.seeds) < 0:
+    if len(set(study.every_budget)) < len(study.every_budget):
+        raise SegmintError(f"{where}baseline_budgets: names one twice, or one that all strategies have")
+    if any(budget is not None and budget < 1 for budget in study.every_budget) or min(study.seeds) < 0:
         raise SegmintError(f"{where}budgets must be 1 or more, or all; seeds 0 or more")
     if sorted(study.rungs) != study.rungs or any(not 0 < rung < 1 for rung in study.rungs):
         raise SegmintError(f"{where}rungs: must be rising shares between 0 and 1, not {study.rungs}")

@@ -122,7 +122,7 @@ def check_data(study: Study) -> Data:
     for split in dict.fromkeys(("val", study.split)):
         if not any(data.items[index].masks for index in data.split(split)):
             raise SegmintError(f"{data.root}: no image of split {split!r}, which the study needs, has a mask")
-    for budget in study.budgets:
+    for budget in study.every_budget:
         for seed in study.seeds:
             data.labelled(budget, seed)
     return data

@@ -99,7 +99,7 @@ def write_study(
         if trial.strategy in left:
             continue
         generator = np.random.default_rng([number, 3])
-        share = reached[trial.strategy] + step * study.budgets.index(trial.budget) + generator.normal(0, noise)
+        share = reached[trial.strategy] + step * study.every_budget.index(trial.budget) + generator.normal(0, noise)
         told = Result(
             *trial.of,
             "done",

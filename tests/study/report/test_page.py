@@ -14,6 +14,7 @@ import yaml
 
 import segmint
 from segmint.study import charts
+from segmint.study.answer import decide
 from segmint.study.examples import choose, write_examples
 from segmint.study.exports import escape, latex, summary_csv, trials_csv
 from segmint.study.findings import find
@@ -160,6 +161,24 @@ def test_the_latex_table_has_a_cell_for_each_budget(make_study):
     assert "\\textbf{+" in body[2]
     assert "--" in body[3]
     assert escape("a_b\\{x}~−") == r"a\_b\textbackslash{}\{x\}\textasciitilde{}$-$"
+
+
+def test_the_baselines_further_budgets_tell_how_many_labels_are_saved(make_study):
+    short = make_study({"plain": 0.60, "good": 0.70}, budgets=(10,)).findings()
+    assert short.row("good", 10).saved is None
+    made = make_study({"plain": 0.60, "good": 0.70}, budgets=(10,), baseline_budgets=[40, 160])
+    findings = made.findings()
+    assert (findings.planned, findings.finished, findings.study.comparisons) == (12, True, 1)
+    assert findings.row("good", 10).saved.needed == pytest.approx(100, rel=0.2)
+    assert findings.row("good", 160).trials == 0
+    answer = decide(findings)
+    assert (answer.recommended, [one["budget"] for one in answer.by_budget]) == ("good", [10])
+    assert "plain would need" in answer.details
+    text = write_page(made.folder).read_text(encoding="utf-8")
+    assert "2 more for the baseline alone" in text
+    body = latex(findings).splitlines()
+    assert any(line.startswith("good & ") and line.endswith(r" &  &  \\") for line in body)
+    assert len(summary_csv(findings).splitlines()) == 5
 
 
 @pytest.fixture(scope="module")
