@@ -123,6 +123,14 @@ def test_a_frozen_encoder_keeps_weights_and_statistics():
     assert not any(key.startswith("network.encoder") for key in moved)
 
 
+def test_only_an_encoder_that_knows_something_is_left_as_it_is():
+    assert not make().frozen
+    large = {"encoder_name": "efficientnet_lite0", "decoder_channels": [8, 8, 8, 8]}
+    assert not make(**large, encoder_weights=None).frozen
+    assert make(**large).frozen
+    assert not make(**large, freeze_encoder=False).frozen
+
+
 def test_wrong_settings_are_refused():
     for gamma in (1.0, 0.0, [0.9, 0.8], [0.1, 0.2, 0.3]):
         with pytest.raises(SegmintError, match=r"denoise\.gamma: must be a number between 0 and 1"):
