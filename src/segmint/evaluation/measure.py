@@ -18,6 +18,7 @@ from segmint.evaluation.files import read_json, read_lines, write_json
 from segmint.evaluation.pairs import MOST, Embed, embedder, evenly, features_of, maker, open_pairs
 from segmint.evaluation.tables import as_interval
 from segmint.functional import distances, metrics
+from segmint.functional.labels import most_likely
 from segmint.inference.draws import draw
 from segmint.methods.method import device_of
 from segmint.seeds import Seeds
@@ -176,7 +177,7 @@ def agreement(segmenter: Run | str | Path, made: Data, kept: Sequence[int], batc
     for start in range(0, len(kept), batch_size):
         some = kept[start : start + batch_size]
         batch = pixels.batch(some).to(device_of(method))
-        called = draw(method, batch.image, Seeds(some)).probabilities.argmax(1)
+        called = most_likely(draw(method, batch.image, Seeds(some)).probabilities)
         tables.append(metrics.confusion(called, batch.mask, len(made.classes)).cpu())
     table = torch.cat(tables)
     units = metrics.units([made.items[index].group for index in kept])

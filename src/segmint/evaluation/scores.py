@@ -19,6 +19,7 @@ from segmint.evaluation.sorting import Pairs
 from segmint.evaluation.usefulness import Usefulness
 from segmint.functional import metrics
 from segmint.functional.distances import copy_limit, nearest, nearest_other
+from segmint.functional.labels import most_likely
 from segmint.inference.draws import draw
 from segmint.methods.method import device_of
 from segmint.nets.layers import resize
@@ -132,7 +133,7 @@ class Judge:
             disagrees, bool [B, H, W].
         """
         probabilities = self.predict(batch.image, (int(batch.mask.shape[1]), int(batch.mask.shape[2])))
-        table = metrics.confusion(probabilities.argmax(1), batch.mask, probabilities.shape[1])
+        table = metrics.confusion(most_likely(probabilities), batch.mask, probabilities.shape[1])
         few = batch.mask[0].numel() / 1000
         iou = metrics.class_iou(table).masked_fill((table.sum(-1) < few) & (table.sum(-2) < few), torch.nan)
         known = batch.mask != IGNORE

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmint.functional.ambiguity import distances, diversity, foreground
+from segmint.functional.labels import most_likely
 from segmint.types import IGNORE
 
 
@@ -74,7 +75,7 @@ def judge(draws: Iterable[Tensor], target: Tensor) -> dict[str, Tensor]:
     for logits in draws:
         classes = logits.shape[1]
         likelihoods.append(log_likelihood(logits, target).flatten(1).sum(1))
-        masks.append(logits.argmax(1).where(known, IGNORE))
+        masks.append(most_likely(logits).where(known, IGNORE))
     drawn, compared = torch.stack(masks, 1), foreground(classes)
     among = distances(drawn, drawn, compared)
     energy = energy_score(distances(drawn, target.unsqueeze(1), compared), among)

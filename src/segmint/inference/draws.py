@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from segmint.functional import ambiguity
+from segmint.functional.labels import most_likely
 from segmint.methods.method import Method
 from segmint.seeds import Seeds, mix
 
@@ -50,7 +51,7 @@ class Draws:
     @property
     def labels(self) -> Tensor:
         """The most probable class of each pixel, int64 [B, H, W]."""
-        return self.probabilities.argmax(1)
+        return most_likely(self.probabilities)
 
     def expected_dice(self) -> Tensor:
         """Dice that `labels` may expect, float64 [B] in 0..1: the mean over the draws as if each were the truth.
@@ -124,7 +125,7 @@ def _mean(logits: Iterator[Tensor], masks: list[Tensor]) -> Tensor:
     total, count = torch.zeros(()), 0
     for single in logits:
         likely = single.float().softmax(1)
-        masks.append(likely.argmax(1).to(torch.uint8))
+        masks.append(most_likely(likely).to(torch.uint8))
         total, count = (likely if count == 0 else total + likely), count + 1
     return total / count
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from segmint.data.cache import resize
 from segmint.data.folder import Data
 from segmint.data.io import Bytes, read_image, read_mask
+from segmint.functional.labels import most_likely
 from segmint.functional.metrics import confusion, mean_iou
 from segmint.inference.exported import ExportedSegmenter
 from segmint.inference.predict import fitted
@@ -122,7 +123,7 @@ def segment_pixels(method: Method, image: Tensor, size: tuple[int, int], seeds: 
     shown = torch.cat([fitted(single, size) for single in image])
     likely = method.segment(shown, seeds).softmax(1)
     probabilities = enlarge(likely, (int(image.shape[1]), int(image.shape[2])))
-    return probabilities.argmax(1).to(torch.uint8), probabilities
+    return most_likely(probabilities).to(torch.uint8), probabilities
 
 
 def read_pixels(run: Run, path: Path) -> Bytes:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segmint.functional.adversarial import smoothed_truth
+from segmint.functional.labels import most_likely
 from segmint.functional.losses import compose, cross_entropy, settle
 from segmint.methods.method import Facts, Method, Optimizers, Suit
 from segmint.nets.discriminators import LinearDiscriminant, MaskDiscriminator
@@ -150,7 +151,7 @@ class Adversarial(Method):
         fake = self._judge(predicted, batch.image, known)
         loss = _doubt(real, known) + _doubt(-fake, known)
         optimizers.minimize("discriminator", loss)
-        self.suspicion.follow(fake.detach()[known], (logits.argmax(1) != batch.mask)[known])
+        self.suspicion.follow(fake.detach()[known], (most_likely(logits) != batch.mask)[known])
         return {"discriminator": loss}
 
     def _fool(self, batch: Batch, logits: Tensor, teaches_itself: bool) -> dict[str, Tensor]:
@@ -158,7 +159,7 @@ class Adversarial(Method):
         known, hidden = batch.mask != IGNORE, ~batch.labelled.view(-1, 1, 1).expand_as(batch.mask)
         judged = self._judge(logits.softmax(1), batch.image, known | hidden)
         confident = (judged.detach().sigmoid() > self.threshold) & hidden
-        own = logits.argmax(1).where(confident & teaches_itself, IGNORE)
+        own = most_likely(logits).where(confident & teaches_itself, IGNORE)
         terms = self.criterion(logits, batch.mask)
         extra = {
             "adversarial": _doubt(judged, known),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmint.data.augment import PRESETS, Augmentation, augment, resolve
+from segmint.functional.labels import most_likely
 from segmint.functional.losses import class_weights, compose, one_hot, settle
 from segmint.methods.method import Facts, Method, Optimizers, Suit
 from segmint.nets.layers import resize
@@ -308,7 +309,7 @@ class Consistency(Method):
         error = error * counts * self.class_weight[target.where(counts, 0)]
         split = {"strong": error[: views.strong], "feature": error[views.strong :]}
         terms = {key: value.mean() for key, value in split.items() if len(value)}
-        agreed = (logits.detach().argmax(1) == target).sum() / counts.sum().clamp_min(1)
+        agreed = (most_likely(logits) == target).sum() / counts.sum().clamp_min(1)
         unlabelled = torch.stack(list(terms.values())).mean()
         return {**terms, "unlabelled": unlabelled, "confident": counts.float().mean(), "agreement": agreed}
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmint.functional import flow
+from segmint.functional.labels import most_likely
 from segmint.functional.losses import class_shares, cross_entropy, one_hot
 from segmint.methods.method import Facts, Method, Optimizers
 from segmint.nets.encoders import EfficientNetLite0
@@ -324,7 +325,7 @@ class _Painter:
         """The given mask, or the class with the nearest code word."""
         if self.given is not None:
             return self.given
-        return torch.einsum("bchw,kc->bkhw", state, self.model.codes).argmax(1)
+        return most_likely(torch.einsum("bchw,kc->bkhw", state, self.model.codes))
 
     def clocks(self, position: float) -> tuple[float, float, float, float]:
         """Image clock and its speed, mask clock and its speed."""

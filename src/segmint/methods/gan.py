@@ -15,6 +15,7 @@ from segmint.functional.adversarial import (
     gradient_penalty,
 )
 from segmint.functional.gaussian import kl_to_standard, pair_nll
+from segmint.functional.labels import most_likely
 from segmint.functional.losses import cross_entropy, one_hot
 from segmint.methods.method import Method, Optimizers
 from segmint.nets.discriminators import ConvDiscriminator, Discriminator, ProjectedDiscriminator
@@ -168,7 +169,7 @@ class GAN(Method):
         self.refuse(mask=mask, previous=previous, image=image)
         noise = seeds.randn(self.latent, device=self.generator.first.weight.device)
         image, logits = self.generator(self._from_prior(noise))
-        return Batch(image, logits.argmax(1))
+        return Batch(image, most_likely(logits))
 
     def _noise(self, count: int, batch: Batch) -> Tensor:
         return self._from_prior(randn(count, self.latent, device=batch.image.device))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from segmint.functional.labels import most_likely
 from segmint.functional.mixture import expand, grid, gumbel, kmeans, natural, pixels, smooth_basis
 from segmint.methods.method import Method, Optimizers
 from segmint.seeds import Seeds, mix
@@ -293,7 +294,7 @@ class GMM(Method):
         for _ in range(10):
             middle = math.sqrt(low * high)
             fields = _fields(Seeds.range(4), self.classes, self.image_size, middle, prior.device)
-            masks = (prior + gumbel(fields)).argmax(1)
+            masks = most_likely(prior + gumbel(fields))
             rough = float((masks[..., 1:] != masks[..., :-1]).double().mean()) > boundary
             low, high = (middle, high) if rough else (low, middle)
         return math.sqrt(low * high)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from segmint.functional.gaussian import free_bits, kl_to_standard, pair_nll
+from segmint.functional.labels import most_likely
 from segmint.methods.method import Method, Optimizers
 from segmint.nets.generators import PairDecoder
 from segmint.nets.vae import AggregatePosterior, PairEncoder, sample_gaussian
@@ -122,4 +123,4 @@ class VAE(Method):
         self.refuse(mask=mask, previous=previous, image=image)
         z = seeds.randn(self.latent, device=self.aggregate.mean.device)
         image, logits = self.decoder(self.aggregate(z) if self.prior == "aggregate" else z)
-        return Batch(image, logits.argmax(1))
+        return Batch(image, most_likely(logits))

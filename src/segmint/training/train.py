@@ -18,6 +18,7 @@ from torch import Tensor
 
 from segmint.config import TrainSettings
 from segmint.data.augment import augment, resolve
+from segmint.functional.labels import most_likely
 from segmint.functional.metrics import confusion, mean_iou
 from segmint.methods.method import Method, save
 from segmint.ranks import rank, together, world
@@ -323,7 +324,7 @@ class _Training:
                 if "segment" not in self.method.capabilities():
                     continue
                 logits = self.method.segment(batch.image, Seeds(chosen))
-            counts = confusion(logits.argmax(1), batch.mask, logits.shape[1]).sum(0).cpu()
+            counts = confusion(most_likely(logits), batch.mask, logits.shape[1]).sum(0).cpu()
             table = counts if table is None else table + counts
         figures = {key: sum(values) / len(items) for key, values in everyones(sums).items()}
         tables = [counts for counts in collect(table) if counts is not None]
