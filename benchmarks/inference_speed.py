@@ -30,6 +30,7 @@ from torch import Tensor
 
 from segmint.data.folder import open_folder
 from segmint.data.io import read_mask
+from segmint.functional.labels import most_likely
 from segmint.functional.metrics import confusion, mean_iou
 from segmint.inference import export as exporting
 from segmint.inference.export import export
@@ -53,7 +54,7 @@ Segment = Callable[[Tensor], Tensor]
 
 
 def eager(run: Run, precision: str) -> Segment:
-    """The loop that one would write by hand around the method."""
+    """The loop that one would write by hand around the method, in float32; else with our settings."""
     method = copy.deepcopy(run.method)
     place(method, precision)
     memory = torch.contiguous_format if precision == "float32" else torch.channels_last
@@ -70,7 +71,7 @@ def eager(run: Run, precision: str) -> Segment:
             logits = method.segment(shown, Seeds.range(len(shown)))
         if logits.shape[2:] != (height, width):
             logits = torch.nn.functional.interpolate(logits, size=(height, width), mode="bilinear")
-        return logits.argmax(1)
+        return logits.argmax(1) if precision == "float32" else most_likely(logits)
 
     return segment
 

@@ -6,10 +6,10 @@ python docs/results/collect_study.py FOLDER [FOLDER ...]
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 
 import segmint
@@ -27,8 +27,8 @@ def collect(folder: Path) -> None:
     study = read_study(folder)
     target = HERE / "studies" / folder.resolve().name
     target.mkdir(parents=True, exist_ok=True)
-    values = yaml.safe_load((folder / FILE).read_text(encoding="utf-8")) | {"data": Path(study.data).name}
-    (target / FILE).write_text(yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120))
+    text = (folder / FILE).read_text(encoding="utf-8")
+    (target / FILE).write_text(re.sub(r"(?m)^data: .*$", f"data: {Path(study.data).name}", text), encoding="utf-8")
     for name in KEPT:
         (target / name).write_bytes((folder / name).read_bytes())
     results = current_results(study, folder)

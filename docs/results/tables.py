@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tables_generators as made
+import tables_studies as studies
 from cells import percent, table
 
 HERE = Path(__file__).parent
@@ -134,6 +136,14 @@ def server() -> str:
     return table([*head, "images a batch", "MiB in the second and the last quarter"], rows)
 
 
+def draw_speed() -> str:
+    """What drawn masks cost, beside a forward pass of `supervised`."""
+    found = json.loads((HERE / "draw-speed.json").read_text())
+    times = found["times one forward pass of supervised"]
+    rows = [[name, f"{1000 * value:.0f}", f"{times[name]:.1f}"] for name, value in found["seconds"].items()]
+    return table(["method, masks drawn", "ms", "times one forward pass of supervised"], rows)
+
+
 def main() -> None:
     makers: dict[str, Callable[[], str]] = {
         "segmenters": segmenters,
@@ -151,7 +161,11 @@ def main() -> None:
         "evaluations": made.evaluations,
         "sequences": made.sequences,
         "commands": made.commands,
+        "draw speed": draw_speed,
     }
+    for name in studies.names():
+        makers[f"answer {name}"] = partial(studies.answer, name)
+        makers[f"study {name}"] = partial(studies.summary, name)
     pages = {page: page.read_text(encoding="utf-8") for page in HERE.glob("*.md")}
     for name, make in makers.items():
         begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
