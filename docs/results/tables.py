@@ -144,6 +144,34 @@ def draw_speed() -> str:
     return table(["method, masks drawn", "ms", "times one forward pass of supervised"], rows)
 
 
+def tried() -> str:
+    """What was tried with few labels and is not in a study: one seed each."""
+    found = json.loads((HERE / "tried.json").read_text())["trials"]
+    rows = [
+        [
+            one["what"],
+            str(one["steps"]),
+            f"{100 * one['best_val_miou']:.1f}",
+            one["change_to_the_code"],
+            f"`{one['command']}`",
+        ]
+        for one in found
+    ]
+    return table(["what", "steps", "best val mIoU, %", "change to the code, not kept", "command"], rows)
+
+
+def tried_lidc() -> str:
+    """Losses and augmentations where raters disagree: one seed each."""
+    found = json.loads((HERE / "tried-lidc.json").read_text())["trials"]
+    keys = ("miou", "image_dice", "expected_dice", "ece", "ged", "matched_iou")
+    rows = [
+        [one["loss"], one["augmentation"], one["change_to_the_code"], *(f"{one[key]:.3f}" for key in keys)]
+        for one in found
+    ]
+    head = ["loss", "augmentation", "change to the code, not kept", "mIoU", "Dice per image", "expected Dice", "ECE"]
+    return table([*head, "GED", "matched IoU"], rows)
+
+
 def main() -> None:
     makers: dict[str, Callable[[], str]] = {
         "segmenters": segmenters,
@@ -162,6 +190,8 @@ def main() -> None:
         "sequences": made.sequences,
         "commands": made.commands,
         "draw speed": draw_speed,
+        "tried": tried,
+        "tried lidc": tried_lidc,
     }
     for name in studies.names():
         makers[f"answer {name}"] = partial(studies.answer, name)
