@@ -216,3 +216,9 @@ def test_choose_says_why(shares: tuple[float, ...], spec: str) -> None:
     assert reason.endswith(".")
     if sum(shares):
         losses.compose(chosen, shares)
+
+
+def test_where_raters_disagree_probabilities_stay_as_they_are() -> None:
+    chosen, reason = losses.choose((0.5, 0.499, 0.001), agreed=False)
+    assert (chosen, reason) == ("cross_entropy", "cross_entropy, which says how likely a class is, as raters disagree.")
+    assert losses.settle({"loss": "dice"}, (0.5, 0.5), agreed=False)[0]["loss"] == "dice"

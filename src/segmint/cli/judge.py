@@ -19,12 +19,13 @@ def evaluate(
     draws: Annotated[
         int | None, typer.Option(help="Draws of masks per image; else 16 where they differ.", min=1, show_default=False)
     ] = None,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Look at the mirror images, too.")] = False,
 ) -> None:
     """Score a trained segmenter: mIoU and others, with intervals; writes metrics.json and a picture grid."""
     from segmint.config import read_run
     from segmint.evaluation.evaluate import evaluate as score
 
-    entry = score(run, data if data is not None else Path(read_run(run).data), split, draws=draws)
+    entry = score(run, data if data is not None else Path(read_run(run).data), split, draws=draws, mirror=mirror)
     table = Table(title=f"{run} on {split} ({entry['images']} images)", title_justify="left")
     for name in ("measure", "value", "95% interval"):
         table.add_column(name, justify="left" if name == "measure" else "right")

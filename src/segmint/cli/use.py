@@ -32,6 +32,7 @@ def predict(
         int | None, typer.Option(help="Draws of masks per image; else 16 where they differ.", min=1, show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Look at the mirror image, too: twice the work.")] = False,
     tile: Annotated[
         int | None, typer.Option(help="Segment at the image's own size in tiles of so many pixels.", show_default=False)
     ] = None,
@@ -53,7 +54,8 @@ def predict(
 
     runs = [run, *(with_ or [])]
     tiling = _tiling(tile, overlap, scale)
-    chosen: dict[str, Any] = {"draws": draws, "seed": seed, "tiling": tiling, "workers": workers, "ray": ray}
+    chosen: dict[str, Any] = {"draws": draws, "seed": seed, "mirror": mirror, "tiling": tiling}
+    chosen |= {"workers": workers, "ray": ray}
     if out is None and inputs == ["-"]:
         _to_standard_output(runs, **chosen)
         return

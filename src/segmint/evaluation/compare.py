@@ -191,6 +191,12 @@ def _check_same(first: Run, run: Run, split: str) -> None:
             raise SegmintError(
                 f"{run.folder}: {words} {run.entry[key]} differ from {first.folder}'s {first.entry[key]}; {remedy}"
             )
+    mirrored = [bool(one.entry.get("mirror")) for one in (first, run)]
+    if mirrored[0] != mirrored[1]:
+        one, other = (first, run) if mirrored[0] else (run, first)
+        raise SegmintError(
+            f"{one.folder}: was evaluated with --mirror on {split}, {other.folder} without; evaluate both alike"
+        )
     ours, theirs = first.entry["per_image"]["names"], run.entry["per_image"]["names"]
     if ours != theirs:
         raise SegmintError(

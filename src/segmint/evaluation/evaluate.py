@@ -22,6 +22,7 @@ from segmint.evaluation.files import read_json, write_json
 from segmint.evaluation.tables import SETS, expand, pack, summarise
 from segmint.functional import metrics, selective
 from segmint.inference.draws import Draws, draw, usual_draws
+from segmint.inference.mirrored import methods_of
 from segmint.methods.method import Method, device_of
 from segmint.seeds import Seeds
 from segmint.training.run import Run
@@ -37,6 +38,7 @@ def evaluate(
     split: str = "val",
     *,
     draws: int | None = None,
+    mirror: bool = False,
     batch_size: int = 8,
     size: tuple[int, int] | None = None,
     pictures: bool = True,
@@ -55,6 +57,7 @@ def evaluate(
         split: "train", "val" or "test", or a half of one, e.g. "val-half1".
         draws: draws of masks averaged per image; None: 16 where the method draws at random, else 1. More than one of a
             method that does not are passes with dropout.
+        mirror: score what is said of the images and their mirror images together, as `segmint.predict` has it.
         batch_size: images at a time.
         size: height and width to evaluate at; None: that of the run.
         pictures: whether to write pictures/segmentations-{split}.png, and draws-{split}.png where masks differ.
@@ -85,8 +88,9 @@ def evaluate(
         )
     height, width = size or read_run(run).size or method.config["image_size"]
     pixels = Pixels.open(data, (height, width))
-    method = method.to("cuda" if torch.cuda.is_available() else "cpu")
-    found = _score(method, pixels, indices, draws, batch_size)
+    method.to("cuda" if torch.cuda.is_available() else "cpu")
+    methods = methods_of([trained], mirror)
+    found = _score(methods, pixels, indices, draws, batch_size)
     units = metrics.units([data.items[index].group for index in indices])
     entry = {
         "split": split,
@@ -96,6 +100,7 @@ def evaluate(
         "unlabelled": len(chosen) - len(indices),
         "size": [height, width],
         "draws": draws,
+        "mirror": mirror,
         "raters": max(len(pixels.rows[index]) for index in indices),
         "resampled": units.kind,
         "note": units.note,
@@ -109,7 +114,7 @@ def evaluate(
         },
     }
     if pictures:
-        _write_pictures(run / "pictures", split, method, pixels, indices, found, draws)
+        _write_pictures(run / "pictures", split, methods, pixels, indices, found, draws)
     entry["seconds"] = round(time.perf_counter() - started, 2)
     _store(run / "metrics.json", split, entry)
     return entry
@@ -142,23 +147,25 @@ def check_fits(run: Path, method: Method, data: Data) -> None:
 
 
 def _predictions(
-    method: Method, pixels: Pixels, indices: Sequence[int], draws: int, batch_size: int
+    methods: Sequence[Method], pixels: Pixels, indices: Sequence[int], draws: int, batch_size: int
 ) -> Iterator[tuple[Draws, Tensor]]:
     """Batch by batch: what the method says, and the truth, int64 [B, H, W], both on the method's device."""
-    device = device_of(method)
+    device = device_of(methods[0])
     for start in range(0, len(indices), batch_size):
         some = indices[start : start + batch_size]
         image = pixels.batch(some).image.to(device)
         truth = torch.stack([truth_of(pixels, index) for index in some]).to(device)
-        yield draw(method, image, Seeds(some), draws), truth
+        yield draw(methods, image, Seeds(some), draws), truth
 
 
-def _score(method: Method, pixels: Pixels, indices: Sequence[int], draws: int, batch_size: int) -> dict[str, Tensor]:
+def _score(
+    methods: Sequence[Method], pixels: Pixels, indices: Sequence[int], draws: int, batch_size: int
+) -> dict[str, Tensor]:
     """Per-image tables, as `tables.expand` takes them."""
     classes = len(pixels.data.classes)
     several = draws > 1 or any(len(pixels.rows[index]) > 1 for index in indices)
     found: dict[str, list[Tensor]] = {}
-    for number, (said, truth) in enumerate(_predictions(method, pixels, indices, draws, batch_size)):
+    for number, (said, truth) in enumerate(_predictions(methods, pixels, indices, draws, batch_size)):
         called = said.labels
         rows = {
             "confusion": metrics.confusion(called, truth, classes),
@@ -184,13 +191,13 @@ def _score(method: Method, pixels: Pixels, indices: Sequence[int], draws: int, b
 def _write_pictures(
     folder: Path,
     split: str,
-    method: Method,
+    methods: Sequence[Method],
     pixels: Pixels,
     indices: Sequence[int],
     found: Mapping[str, Tensor],
     draws: int,
 ) -> None:
-    paint.save(_picture(method, pixels, indices, found["confusion"], draws), folder / f"segmentations-{split}.png")
+    paint.save(_picture(methods, pixels, indices, found["confusion"], draws), folder / f"segmentations-{split}.png")
     if "sets" not in found:
         return
     ged = found["sets"][:, SETS.index("ged")]
@@ -201,7 +208,7 @@ def _write_pictures(
     ]
 
     def predict(index: int) -> Draws:
-        return next(_predictions(method, pixels, [index], draws, 1))[0]
+        return next(_predictions(methods, pixels, [index], draws, 1))[0]
 
     sheet = ambiguity.picture(pixels, [indices[place] for place in places], captions, predict)
     paint.save(sheet, folder / f"draws-{split}.png")
@@ -214,14 +221,14 @@ def spread(figures: Tensor, count: int) -> list[int]:
     return [order[round(place * (len(order) - 1) / max(1, count - 1))] for place in range(count)]
 
 
-def _picture(method: Method, pixels: Pixels, indices: Sequence[int], confusion: Tensor, draws: int) -> Image:
+def _picture(methods: Sequence[Method], pixels: Pixels, indices: Sequence[int], confusion: Tensor, draws: int) -> Image:
     figures = metrics.mean_iou(confusion)
     places = spread(figures, SHOWN)
     colors, top = pixels.data.classes.colors, math.log(max(2, len(pixels.data.classes)))
     rows, captions = [], []
     for place in places:
         index = indices[place]
-        said, true = next(_predictions(method, pixels, [index], draws, 1))
+        said, true = next(_predictions(methods, pixels, [index], draws, 1))
         called, truth = said.labels[0].cpu().numpy(), true[0].cpu().numpy()
         image = np.asarray(pixels.images[index])
         rows.append(

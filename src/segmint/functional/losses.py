@@ -239,14 +239,16 @@ COMMON = 0.05
 """From this share of the labelled pixels on, `choose` takes a class for common enough to need no help."""
 
 
-def choose(shares: Sequence[float]) -> tuple[str, str]:
-    """What `loss: auto` does: pick a loss from the class shares.
+def choose(shares: Sequence[float], agreed: bool = True) -> tuple[str, str]:
+    """What `loss: auto` does: pick a loss from the class shares, and from whether raters agree.
 
     Where a class is rare, class weights and the Lovász loss together beat cross-entropy by far on mIoU
-    (docs/results/README.md has the figures).
+    (docs/results/baseline.md). Where raters disagree, they do not (docs/results/studies.md), and bend the probabilities
+    that doubt is read from.
 
     Args:
         shares: the share of each class among the labelled pixels, K numbers.
+        agreed: whether the masks that an image has, if several, are much alike.
 
     Returns:
         A specification for `compose`, and a sentence that says why.
@@ -254,6 +256,8 @@ def choose(shares: Sequence[float]) -> tuple[str, str]:
     seen = [share for share in shares if share > 0]
     if not seen:
         return "cross_entropy", "cross_entropy, as no pixel is labelled and so nothing is known of the classes."
+    if not agreed:
+        return "cross_entropy", "cross_entropy, which says how likely a class is, as raters disagree."
     fact = f"the rarest class has {100 * min(seen):.2g}% of the labelled pixels"
     if min(seen) >= COMMON:
         return "cross_entropy", f"cross_entropy, as no class is rare: {fact}."
@@ -261,19 +265,21 @@ def choose(shares: Sequence[float]) -> tuple[str, str]:
     return spec, f"{spec}, which weights rare classes and aims at the mean IoU over classes: {fact}."
 
 
-def settle(settings: Mapping[str, Any], shares: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
+def settle(
+    settings: Mapping[str, Any], shares: Sequence[float], agreed: bool = True
+) -> tuple[dict[str, Any], list[str]]:
     """What segmenters settle before they are built: `loss: auto` (the default of a training run) and its needs.
 
     Args:
         settings: constructor arguments as the user gave them.
-        shares: the share of each class among the labelled pixels, K numbers.
+        shares, agreed: see `choose`.
 
     Returns:
         The arguments with `loss` chosen, `shares`, and no weights for an encoder that has none; and what was chosen.
     """
     settled, notes = dict(settings), []
     if settled.get("loss", "auto") == "auto":
-        settled["loss"], reason = choose(shares)
+        settled["loss"], reason = choose(shares, agreed)
         notes.append(f"loss: {reason}")
     settled.setdefault("shares", list(shares))
     if settled.get("encoder_name") == "plain":

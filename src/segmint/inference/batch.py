@@ -19,6 +19,7 @@ from segmint.data.frames import is_stream
 from segmint.data.io import MAX_PIXELS, Bytes, read_image
 from segmint.data.windows import Decoded, Place, Raster, TiffRaster, Window, is_tiff, open_raster, read_place
 from segmint.inference.inputs import STDIN, Input, find_inputs
+from segmint.inference.mirrored import methods_of
 from segmint.inference.outputs import Result, WriteError, check_kinds, path_of, writing
 from segmint.inference.predict import Runs, check_draws, open_runs, predict_pixels
 from segmint.inference.tally import Row, Tally, cell_of, read_csv, write_csv
@@ -63,6 +64,7 @@ class _How:
     tiling: Tiling | None
     memory: float
     most: int | None
+    mirror: bool
 
     @contextmanager
     def opened(self, path: Path) -> Iterator[Raster]:
@@ -78,9 +80,9 @@ class _How:
         """The parts of an image, segmented."""
         if self.tiling is None:
             pixels = raster.read(Window(0, 0, *raster.size))
-            yield cell_of(predict_pixels(self.members, pixels, draws=self.draws, seed=self.seed))
+            yield cell_of(predict_pixels(self.members, pixels, draws=self.draws, seed=self.seed, mirror=self.mirror))
             return
-        methods = [run.method for run in self.members]
+        methods = methods_of(self.members, self.mirror)
         yield from segment_tiles(methods, raster, self.tiling, draws=self.draws, seed=self.seed, progress=progress)
 
     def facts(self) -> dict[str, Any]:
@@ -95,6 +97,7 @@ class _How:
             "scale": None if tiling is None else tiling.scale,
             "smooth": self.memory,
             "frames": self.most,
+            "mirror": self.mirror,
         }
 
 
@@ -106,6 +109,7 @@ def predict_folder(
     save: Sequence[str] = SAVED,
     draws: int | None = None,
     seed: int = 0,
+    mirror: bool = False,
     tiling: Tiling | None = None,
     memory: float = MEMORY,
     most: int | None = None,
@@ -129,7 +133,7 @@ def predict_folder(
         inputs: see `segmint.inference.inputs.find_inputs`.
         out: the folder for the results.
         save: which kinds, of `segmint.inference.outputs.KINDS`.
-        draws, seed: as in `segmint.predict`.
+        draws, seed, mirror: as in `segmint.predict`.
         tiling: segment images at their own resolution in tiles, instead of whole with the shorter side as at training.
         memory: how far frames of a video before count; 0: not at all.
         most: leave off after so many frames of each video.
@@ -144,7 +148,10 @@ def predict_folder(
     """
     check_draws(draws)
     kinds, folder = check_kinds(save), Path(out)
-    how, place = _How(open_runs(runs), draws, seed, tiling, memory, most), Workers(workers, ray)
+    members, place = open_runs(runs), Workers(workers, ray)
+    if mirror and tiling and any(run.method.draws_differ for run in members):
+        raise SegmintError("--mirror: noise cut out of one field for all tiles cannot be mirrored; leave out --tile")
+    how = _How(members, draws, seed, tiling, memory, most, mirror)
     jobs = find_inputs(inputs, folder)
     _refuse_own(jobs, folder)
     if not place.alone:
@@ -185,11 +192,11 @@ def _settle(folder: Path, how: _How) -> None:
     path, facts = folder / "predictions.json", how.facts()
     if path.is_file():
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))["settings"]
+            known = {"mirror": False, **json.loads(path.read_text(encoding="utf-8"))["settings"]}
         except (ValueError, KeyError, TypeError) as error:
             raise SegmintError(f"{path}: damaged; remove the folder, or choose another --out") from error
         plain: list[list[Any]] = [
-            [[model["sha256"] for model in value] if key == "models" else value for key, value in one.items()]
+            [[model["sha256"] for model in one[key]] if key == "models" else one.get(key) for key in facts]
             for one in (facts, known)
         ]
         changed = [key for key, ours, theirs in zip(facts, *plain, strict=False) if ours != theirs]
@@ -278,6 +285,7 @@ class _Segmenter:
             kinds=[kind for kind in self.kinds if kind in VIDEO_KINDS],
             draws=how.draws,
             seed=how.seed,
+            mirror=how.mirror,
             memory=how.memory,
             most=how.most,
             progress=partial(self.progress, "frames"),

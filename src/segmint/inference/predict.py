@@ -14,6 +14,7 @@ from segmint.data.io import Bytes, read_image
 from segmint.functional import ambiguity
 from segmint.inference.draws import Draws, draw
 from segmint.inference.exported import opened
+from segmint.inference.mirrored import methods_of
 from segmint.methods.method import device_of
 from segmint.nets.layers import resize
 from segmint.seeds import Seeds
@@ -26,7 +27,9 @@ MOST_SHOWN = 2**22
 """A method is shown images of so many pixels at most, or four times as many as it was trained on."""
 
 
-def predict(runs: Runs, image: str | Path, *, draws: int | None = None, seed: int = 0) -> Prediction:
+def predict(
+    runs: Runs, image: str | Path, *, draws: int | None = None, seed: int = 0, mirror: bool = False
+) -> Prediction:
     """Segment one image file.
 
     The image is shown to the method with its shorter side as long as that of the training images, and the result is
@@ -39,6 +42,7 @@ def predict(runs: Runs, image: str | Path, *, draws: int | None = None, seed: in
         draws: how many masks to draw of each run; None: 16 where a method draws at random, else 1. A single run whose
             draws do not differ is drawn from by dropout, if it has any.
         seed: of the draws.
+        mirror: show each run the mirror image as well, as if it were a further member of an ensemble: twice the work.
 
     Raises:
         SegmintError: a method does not segment, the runs do not fit each other, `draws` is not positive, or the image
@@ -48,7 +52,7 @@ def predict(runs: Runs, image: str | Path, *, draws: int | None = None, seed: in
     check_draws(draws)
     first = members[0]
     pixels = read_image(Path(image), channels=first.method.config["in_channels"], depth=first.settings.depth)
-    return predict_pixels(members, pixels, draws=draws, seed=seed)
+    return predict_pixels(members, pixels, draws=draws, seed=seed, mirror=mirror)
 
 
 def predict_pixels(
@@ -57,6 +61,7 @@ def predict_pixels(
     *,
     draws: int | None = None,
     seed: int = 0,
+    mirror: bool = False,
     revise: Callable[[Tensor, Draws], Draws] | None = None,
 ) -> Prediction:
     """Segment an image in memory.
@@ -64,7 +69,7 @@ def predict_pixels(
     Args:
         members: from `open_runs`.
         pixels: uint8 [H, W, C], of the channels that the runs were trained on.
-        draws, seed: as in `predict`.
+        draws, seed, mirror: as in `predict`.
         revise: may change what was drawn; it is given the image as shown, float32 [1, C, h, w], and the draws.
 
     Raises:
@@ -73,7 +78,7 @@ def predict_pixels(
     first = members[0]
     original = torch.from_numpy(np.array(pixels))
     shown = fitted(original, first.size).to(device_of(first.method))
-    found = draw([run.method for run in members], shown, Seeds([seed]), draws)
+    found = draw(methods_of(members, mirror), shown, Seeds([seed]), draws)
     if revise is not None:
         found = revise(shown, found)
     return prediction_of(first, original, found)

@@ -102,6 +102,7 @@ def predict_frames(
     *,
     draws: int | None = None,
     seed: int = 0,
+    mirror: bool = False,
     memory: float = MEMORY,
 ) -> Iterator[Prediction]:
     """Segment frames as they come, e.g. from a camera.
@@ -109,7 +110,7 @@ def predict_frames(
     Args:
         runs: as in `segmint.predict`.
         frames: uint8 [H, W, 3] each, or [H, W, 1] if the runs were trained on grey images.
-        draws, seed: as in `segmint.predict`; all frames get the same noise.
+        draws, seed, mirror: as in `segmint.predict`; all frames get the same noise.
         memory: how far frames before count, 0 (not at all) to below 1; see `Smoother`.
 
     Yields:
@@ -120,17 +121,22 @@ def predict_frames(
     """
     check_draws(draws)
     members = open_runs(runs)
-    return _predicted(members, frames, Smoother(memory), draws, seed)
+    return _predicted(members, frames, Smoother(memory), draws, seed, mirror)
 
 
 def _predicted(
-    members: Sequence[Run], frames: Iterable[Bytes], smoother: Smoother, draws: int | None, seed: int
+    members: Sequence[Run],
+    frames: Iterable[Bytes],
+    smoother: Smoother,
+    draws: int | None,
+    seed: int,
+    mirror: bool,
 ) -> Iterator[Prediction]:
     grey = members[0].method.config["in_channels"] == 1
     for frame in frames:
         if grey and frame.shape[2] == 3:
             frame = np.rint(frame @ np.array([[0.299], [0.587], [0.114]], np.float32)).astype(np.uint8)
-        yield predict_pixels(members, frame, draws=draws, seed=seed, revise=smoother)
+        yield predict_pixels(members, frame, draws=draws, seed=seed, mirror=mirror, revise=smoother)
 
 
 def predict_video(
@@ -142,6 +148,7 @@ def predict_video(
     kinds: Sequence[str] = VIDEO_KINDS,
     draws: int | None = None,
     seed: int = 0,
+    mirror: bool = False,
     memory: float = MEMORY,
     most: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -156,7 +163,7 @@ def predict_video(
         source: see `segmint.data.frames.open_frames`; `most`: leave off after so many frames.
         out, name: where results go, and what they are called.
         kinds: "masks", "overlays" or both; other kinds are left out.
-        draws, seed, memory: as in `predict_frames`.
+        draws, seed, mirror, memory: as in `predict_frames`.
         progress: told how many frames are done, of how many (0: not known).
 
     Returns:
@@ -169,7 +176,7 @@ def predict_video(
     table = out / "frames" / f"{name}.csv"
     rows: list[Row] = []
     with open_frames(source, most) as frames:
-        seen = _predicted(members, frames.pixels, Smoother(memory), draws, seed)
+        seen = _predicted(members, frames.pixels, Smoother(memory), draws, seed, mirror)
         folder = out / "masks" / name if "masks" in kinds else None
         overlays = _kept(seen, members[0].classes, frames, folder, rows, progress)
         if "overlays" in kinds:

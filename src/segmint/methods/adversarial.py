@@ -111,7 +111,7 @@ class Adversarial(Method):
         """
         if not facts.labelled:
             raise SegmintError("adversarial: no image has a mask to learn from; give a budget of 1 or more")
-        settled, notes = settle(settings, facts.shares)
+        settled, notes = settle(settings, facts.shares, facts.alike)
         if not facts.unlabelled:
             return settled, [*notes, "adversarial: there are no unlabelled images; it learns from labelled ones alone."]
         if "self_taught_from" not in settled:

@@ -167,7 +167,7 @@ class Consistency(Method):
     @classmethod
     def adapt(cls, settings: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], list[str]]:
         """Choose the loss from the class shares where it is "auto", and learn how long the training is."""
-        settled, notes = settle(settings, facts.shares)
+        settled, notes = settle(settings, facts.shares, facts.alike)
         settled.setdefault("steps", facts.steps)
         if not facts.unlabelled:
             notes.append("consistency: no image is without a mask, so this is supervised training.")

@@ -86,11 +86,16 @@ class Facts:
     hardware: Hardware = Hardware()
 
     @property
+    def alike(self) -> bool:
+        """Whether the masks that an image has, if several, are much alike."""
+        return self.raters < 2 or self.disagreement < DISAGREE
+
+    @property
     def agreed(self) -> str:
         """What speaks against a method that learns how raters differ; empty where they do."""
         if self.raters < 2:
             return "learns how raters differ, and each image has only one"
-        if self.disagreement < DISAGREE:
+        if self.alike:
             return (
                 f"learns how raters differ, and here they agree: {self.disagreement:.2f} apart, {DISAGREE} would matter"
             )

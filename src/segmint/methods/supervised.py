@@ -57,7 +57,7 @@ class Supervised(Method):
     @classmethod
     def adapt(cls, settings: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], list[str]]:
         """Choose the loss from the class shares where it is "auto" (the default of a training run)."""
-        return settle(settings, facts.shares)
+        return settle(settings, facts.shares, facts.alike)
 
     @classmethod
     def suits(cls, facts: Facts) -> Suit:
