@@ -165,10 +165,27 @@ def tried_lidc() -> str:
     found = json.loads((HERE / "tried-lidc.json").read_text())["trials"]
     keys = ("miou", "image_dice", "expected_dice", "ece", "ged", "matched_iou")
     rows = [
-        [one["loss"], one["augmentation"], one["change_to_the_code"], *(f"{one[key]:.3f}" for key in keys)]
+        [
+            one["loss"],
+            one["augmentation"],
+            str(one["steps"]),
+            str(one["draws"]),
+            one["change_to_the_code"],
+            *(f"{one[key]:.3f}" for key in keys),
+        ]
         for one in found
     ]
-    head = ["loss", "augmentation", "change to the code, not kept", "mIoU", "Dice per image", "expected Dice", "ECE"]
+    head = [
+        "loss",
+        "augmentation",
+        "steps",
+        "draws",
+        "change to the code, not kept",
+        "mIoU",
+        "Dice per image",
+        "expected Dice",
+        "ECE",
+    ]
     return table([*head, "GED", "matched IoU"], rows)
 
 
