@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from segmint.types import SegmintError
 
+SMALLEST = 8
+"""Height and width that training images have at least, in pixels."""
+
 
 class TrainSettings(BaseModel):
     """How a method is trained. Lengths are in optimisation steps, learning rates per step.
@@ -100,8 +103,8 @@ class RunSettings(BaseModel):
     @field_validator("size")
     @classmethod
     def _positive(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
-        if value is not None and min(value) < 8:
-            raise ValueError("height and width must be at least 8 pixels")
+        if value is not None and min(value) < SMALLEST:
+            raise ValueError(f"height and width must be at least {SMALLEST} pixels")
         return value
 
 

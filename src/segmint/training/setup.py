@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from segmint.config import RunSettings, TrainSettings, parse, read_run
+from segmint.config import SMALLEST, RunSettings, TrainSettings, parse, read_run
 from segmint.data.augment import resolve
 from segmint.data.cache import Pixels
 from segmint.data.folder import Data, open_folder
@@ -246,9 +246,15 @@ def look(data: Data, settings: RunSettings) -> tuple[Pixels, Images]:
     """Decode the data, and say what is for what.
 
     Raises:
-        SegmintError: there is nothing for the method to learn from.
+        SegmintError: there is nothing for the method to learn from, or images are tiny.
     """
     pixels = Pixels.open(data, settings.size, progress=True)
+    if min(pixels.size) < SMALLEST:
+        (height, width), times = pixels.size, -(-SMALLEST // min(pixels.size))
+        raise SegmintError(
+            f"{data.root}: its images are {height} x {width} pixels (height x width), and {SMALLEST} is the least; "
+            f"show them larger: --size {times * height}x{times * width}"
+        )
     labelled, synthetic, unlabelled = roles(data, settings)
     cls = find(settings.method)
     alone = cls.uses_unlabelled and (settings.budget == 0 or cls.prepares)
