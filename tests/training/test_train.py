@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from segmint.config import TrainSettings
+from segmint.data.folder import open_folder
+from segmint.evaluation.evaluate import evaluate
 from segmint.methods.method import build, load, save
 from segmint.training import checkpoint
 from segmint.training.checkpoint import load_state, read_log
@@ -321,3 +323,14 @@ def test_unlabelled_pixels_count_for_nothing():
     batch = Batch(torch.rand(1, 3, 16, 16), torch.full((1, 16, 16), IGNORE))
     assert float(method.loss(batch)["loss"].detach()) == 0
     assert math.isfinite(float(method.validate(batch)["loss"].detach()))
+
+
+def test_of_many_validation_images_some_are_watched(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = open_folder(shapes).split("val")
+    monkeypatch.setattr("segmint.training.setup.WATCHED", len(whole) - 1)
+    settings = {"steps": 1, "batch_size": 2, "precision": "float32"}
+    run = train(shapes, out=tmp_path / "run", settings=settings, encoder_name="plain")
+    told = [note for note in run.settings.notes if note.startswith("while it trains, ")]
+    assert len(told) == 1
+    assert f"of the {len(whole)} validation images, evenly spread" in told[0]
+    assert evaluate(run, shapes, pictures=False, resamples=10)["images"] == len(whole)

@@ -27,6 +27,10 @@ from segmint.training.pseudo import PredictedMasks, predict_masks
 from segmint.training.train import Images
 from segmint.types import SegmintError
 
+WATCHED = 200
+"""At most so many validation images are looked at while a method trains: all of some hundreds would take as long as the
+training, and choose hardly better weights."""
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -260,9 +264,8 @@ def look(data: Data, settings: RunSettings) -> tuple[Pixels, Images]:
     alone = cls.uses_unlabelled and (settings.budget == 0 or cls.prepares)
     if not labelled and not synthetic and not (alone and unlabelled):
         raise SegmintError(no_masks(data, settings))
-    validation: list[int] = []
-    if "val" in data.split_names:
-        validation = [index for index in data.split("val") if pixels.rows[index] or cls.prepares]
+    whole = validation_of(pixels, settings.method)
+    validation = whole[:: -(-len(whole) // WATCHED)] if whole else []
     if settings.masks_from is None:
         used = unlabelled if cls.uses_unlabelled else []
         return pixels, Images(pixels, labelled, used, synthetic, validation)
@@ -274,6 +277,13 @@ def look(data: Data, settings: RunSettings) -> tuple[Pixels, Images]:
         device=settings.training.device,
     )
     return pixels, Images(predicted, labelled, unlabelled, synthetic, validation)
+
+
+def validation_of(pixels: Pixels, method: str) -> list[int]:
+    """The items of the split "val" that say something of a method."""
+    data = pixels.data
+    items = data.split("val") if "val" in data.split_names else []
+    return [index for index in items if pixels.rows[index] or find(method).prepares]
 
 
 def no_masks(data: Data, settings: RunSettings) -> str:
@@ -311,6 +321,11 @@ def settle(asked: RunSettings, pixels: Pixels, images: Images, own: Mapping[str,
     notes = [*data.notes, *pixels.notes]
     if isinstance(images.source, PredictedMasks):
         notes += [*images.source.notes, *_other_labels(asked)]
+    if len(images.validation) < (count := len(validation_of(pixels, asked.method))):
+        notes.append(
+            f"while it trains, {len(images.validation)} of the {count:,} validation images, evenly spread, say which "
+            "weights are best; `segmint evaluate` takes all"
+        )
     missing = [data.classes.names[k] for k, share in enumerate(facts.shares) if share == 0]
     if missing and any(facts.shares):
         notes.append(f"no labelled training pixel is {', '.join(missing)}; the method cannot learn it")
