@@ -93,8 +93,8 @@ class Prediction:
         probabilities: float32 [K, H, W], the mean over runs and draws, summing to one over K.
         uncertainty: float32 [H, W], the entropy of `probabilities` in nats, 0..log K (total uncertainty).
         aleatoric: float32 [H, W], the part of `uncertainty` that the image leaves open, as far as the runs know.
-        epistemic: float32 [H, W], the rest: on what the runs differ, or the passes with dropout (mutual information);
-            None where one run alone cannot know it.
+        epistemic: float32 [H, W], the rest: on what the runs differ, or the passes with dropout, or the views of an
+            image that is shown mirrored as well (mutual information); None where one run alone cannot know it.
         errors: float32 [H, W] in 0..1, where the run's own judge expects `labels` to be wrong; None without one.
         expected_dice: 0..1, the Dice that `labels` may expect, by the run's own draws or probabilities: whether this
             one is good enough, or a person should look.

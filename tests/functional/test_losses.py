@@ -11,6 +11,7 @@ from torchmetrics.functional import jaccard_index
 from torchmetrics.functional.segmentation import dice_score
 
 from segmint.functional import losses
+from segmint.methods.method import Facts, find
 from segmint.types import IGNORE, SegmintError
 
 SHARES = (0.6, 0.3, 0.1)
@@ -222,3 +223,13 @@ def test_where_raters_disagree_probabilities_stay_as_they_are() -> None:
     chosen, reason = losses.choose((0.5, 0.499, 0.001), agreed=False)
     assert (chosen, reason) == ("cross_entropy", "cross_entropy, which says how likely a class is, as raters disagree.")
     assert losses.settle({"loss": "dice"}, (0.5, 0.5), agreed=False)[0]["loss"] == "dice"
+
+
+@pytest.mark.parametrize("name", ["supervised", "adversarial", "consistency", "maskflow"])
+def test_methods_tell_whether_raters_disagree(name: str) -> None:
+    shares = {"classes": 2, "channels": 1, "size": (32, 32), "shares": (0.99, 0.01), "labelled": 9, "unlabelled": 9}
+    chosen = [
+        find(name).adapt({"loss": "auto"}, Facts(**shares, steps=100, raters=4, disagreement=distance))[0]["loss"]
+        for distance in (0.4, 0.05)
+    ]
+    assert chosen == ["cross_entropy", "balanced_cross_entropy+lovasz"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from segmint.evaluation.compare import compare
 from segmint.evaluation.evaluate import evaluate
 from segmint.inference.batch import predict_folder
 from segmint.inference.draws import draw
+from segmint.inference.export import export
 from segmint.inference.mirrored import Mirrored, methods_of
 from segmint.inference.predict import predict
 from segmint.inference.tiles import Tiling
@@ -75,6 +77,46 @@ def test_folders_are_not_mixed_and_noise_of_tiles_is_not_mirrored(
     drawing = train(shapes, method="stochastic", out=tmp_path / "run", settings={**QUICK, "steps": 1}, **PLAIN)
     with pytest.raises(SegmintError, match="--mirror: noise cut out of one field"):
         predict_folder(drawing, picture, tmp_path / "tiles", mirror=True, tiling=Tiling(32, 0))
+
+
+def test_passes_with_dropout_are_made_of_the_image_alone(run: Run, shapes: Path, picture: Path, tmp_path: Path):
+    for job in (
+        lambda: predict(run, picture, draws=2, mirror=True),
+        lambda: evaluate(run, shapes, draws=2, mirror=True),
+        lambda: predict_folder(run, picture, tmp_path / "out", draws=2, mirror=True),
+    ):
+        with pytest.raises(SegmintError, match="leave out draws, or mirror"):
+            job()
+    assert len(predict(run, picture, draws=1, mirror=True).draws) == 2
+
+
+def test_exported_models_workers_and_tiles_see_it_as_well(run: Run, picture: Path, tmp_path: Path):
+    expected = predict(run, picture, mirror=True).labels.numpy()
+    exported = export(run, out=tmp_path / "model.onnx").path
+    alike = predict(exported, picture, mirror=True).labels.numpy() == expected
+    assert alike.mean() > 0.99
+    other = picture.with_name("other.png")
+    other.write_bytes(picture.read_bytes())
+    predict_folder(run, [picture, other], tmp_path / "two", mirror=True, workers=2, save=["masks"])
+    alike = np.asarray(Image.open(tmp_path / "two" / "masks" / "a.png")) == expected
+    assert alike.mean() > 0.99
+    predict_folder(run, picture, tmp_path / "tiles", mirror=True, tiling=Tiling(64, 32), save=["masks"])
+    assert (tmp_path / "tiles" / "masks" / "a.png").is_file()
+
+
+def test_what_was_segmented_before_there_was_a_mirror_goes_on_without(run: Run, picture: Path, tmp_path: Path):
+    predict_folder(run, picture, tmp_path / "out")
+    path = tmp_path / "out" / "predictions.json"
+    told = json.loads(path.read_text())
+    del told["settings"]["mirror"]
+    path.write_text(json.dumps(told))
+    assert predict_folder(run, picture, tmp_path / "out").skipped == 1
+    with pytest.raises(SegmintError, match="mirror False instead of True"):
+        predict_folder(run, picture, tmp_path / "out", mirror=True)
+    del told["settings"]["models"]
+    path.write_text(json.dumps(told))
+    with pytest.raises(SegmintError, match=r"predictions\.json: damaged"):
+        predict_folder(run, picture, tmp_path / "out")
 
 
 def test_scores_with_it_and_without_are_not_compared(run: Run, shapes: Path, tmp_path: Path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from segmint import cli
@@ -15,11 +16,12 @@ from segmint.data.folder import open_folder
 from segmint.evaluation.evaluate import evaluate
 from segmint.inference.predict import predict
 from segmint.methods.denoise import Denoise, mix_noise
-from segmint.methods.method import build
+from segmint.methods.method import Facts, build
 from segmint.training.optimizers import PartOptimizers
 from segmint.training.run import Run, resume, train
 from segmint.types import IGNORE, Batch, SegmintError
 
+FACTS = Facts(classes=2, channels=3, size=(32, 24), shares=(0.5, 0.5), labelled=4, unlabelled=8, steps=100)
 SMALL = {"encoder_name": "plain", "decoder_channels": [8, 8, 8, 8]}
 QUICK = {"steps": 2, "batch_size": 2, "precision": "float32"}
 STILL = {**QUICK, "lr": 0.0, "ema": 0.0}
@@ -123,12 +125,31 @@ def test_a_frozen_encoder_keeps_weights_and_statistics():
     assert not any(key.startswith("network.encoder") for key in moved)
 
 
-def test_only_an_encoder_that_knows_something_is_left_as_it_is():
-    assert not make().frozen
-    large = {"encoder_name": "efficientnet_lite0", "decoder_channels": [8, 8, 8, 8]}
-    assert not make(**large, encoder_weights=None).frozen
-    assert make(**large).frozen
-    assert not make(**large, freeze_encoder=False).frozen
+@pytest.mark.parametrize(
+    ("given", "frozen"),
+    [
+        ({}, True),
+        ({"encoder_weights": None}, None),
+        ({"encoder_name": "plain"}, None),
+        ({"freeze_encoder": False}, False),
+        ({"encoder_name": "plain", "freeze_encoder": True}, True),
+    ],
+)
+def test_only_an_encoder_that_knows_something_is_left_as_it_is(given: dict, frozen: bool | None):
+    settled, notes = Denoise.adapt(given, FACTS)
+    assert settled.get("freeze_encoder") is frozen
+    assert any(note.startswith("freeze_encoder: true") for note in notes) is (not given)
+
+
+def test_a_run_that_was_begun_before_encoders_were_frozen_goes_on(shapes: Path, tmp_path: Path):
+    settings = {**QUICK, "steps": 4, "save_every": 0.0}
+    run = train(shapes, method="denoise", out=tmp_path / "run", settings=settings, freeze_encoder=False)
+    values = yaml.safe_load((run.folder / "config.yaml").read_text())
+    for key in ("method_settings", "given"):
+        assert values[key].pop("freeze_encoder") is False
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(values))
+    (run.folder / "summary.json").unlink()
+    assert resume(run.folder).method.frozen is False
 
 
 def test_wrong_settings_are_refused():

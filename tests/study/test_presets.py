@@ -100,12 +100,13 @@ def test_sizes_are_bounded_and_budgets_fit(shapes: Path):
     assert usual_budgets(367, 367, "losses") == [None]
 
 
-def test_the_baseline_has_all_labels_where_the_others_do_not(shapes: Path):
+def test_the_baseline_has_all_labels_where_the_others_do_not(shapes: Path, monkeypatch: pytest.MonkeyPatch):
     data = open_folder(shapes)
-    assert preset("losses", data).baseline_budgets == []
-    assert preset("default", data, budgets=[4]).baseline_budgets == []
+    assert (preset("losses", data).budgets, preset("losses", data).baseline_budgets) == ([None], [])
+    monkeypatch.setattr(presets, "usual_budgets", lambda labelled, images, name: [2, 4])
     usual = preset("default", data)
-    assert None in usual.every_budget
+    assert (usual.budgets, usual.baseline_budgets, usual.every_budget) == ([2, 4], [None], [2, 4, None])
+    assert preset("default", data, budgets=[4]).baseline_budgets == []
 
 
 def test_what_a_preset_cannot_do_is_told(shapes: Path, tmp_path: Path):

@@ -100,6 +100,10 @@ def test_the_command_writes_a_file_for_a_data_folder(tmp_path, shapes, here, mon
     assert not Path("runs/study-shapes", SETTLED).exists()
     made = read_study(Path("runs/study-shapes"))
     assert (made.budgets, made.seeds, made.steps, made.size) == ([2, None], [0, 1, 2, 3], 7, (16, 24))
+    words = ("--budgets", 2, "--baseline-budgets", "4,all", "--out", "more")
+    more = invoke("study", shapes, "--write-only", *words)
+    assert "24 trials (6 strategies x 1 budget x 3 seeds, and supervised at 2 more)" in more.output
+    assert read_study(Path("more")).every_budget == [2, 4, None]
     again = invoke("study", shapes, "--write-only")
     assert "going on with runs/study-shapes/study.yaml" in again.output
     losses = invoke("study", shapes, "--write-only", "--preset", "losses", "--out", "mine")
@@ -112,6 +116,8 @@ def test_the_command_writes_a_file_for_a_data_folder(tmp_path, shapes, here, mon
     [
         (["nowhere"], "no such file or folder"),
         (["STUDY", "--seeds", "3"], "--seeds: is for a data folder"),
+        (["STUDY", "--baseline-budgets", "3"], "--baseline-budgets: is for a data folder"),
+        (["DATA", "--baseline-budgets", "few"], "--baseline-budgets: must be numbers or all"),
         (["DATA", "--budgets", "few"], "must be numbers or all"),
         (["DATA", "--preset", "nonsense"], "there is no 'nonsense'"),
         (["DATA", "--steps", "1"], "every strategy must take 1 in all"),
@@ -156,6 +162,8 @@ def test_what_a_study_recommends_is_trained_on_all_labels(whole, tmp_path, shape
     with pytest.raises(SegmintError, match="finish the study first"):
         like.recommended(study)
     (study / "answer.json").write_text('{"recommended": "denoised", "reason": "best"}', encoding="utf-8")
+    with (study / "study.yaml").open("a", encoding="utf-8") as file:
+        file.write("baseline_budgets: [2]\n")
     out = tmp_path / "run"
     done = invoke("train", shapes, "--like", study, "--out", out, "--seed", 3)
     assert done.exit_code == 0, done.exception

@@ -25,6 +25,7 @@ from segmint.evaluation.scores import Judge, Real, Scored, look_at_real, score
 from segmint.evaluation.sorting import Decision, Pairs
 from segmint.evaluation.usefulness import Usefulness
 from segmint.functional.distances import distances
+from segmint.functional.labels import most_likely
 from segmint.locks import locked
 from segmint.training.run import Run
 from segmint.types import IGNORE, SegmintError
@@ -287,7 +288,7 @@ def _rows(held: Pairs, decisions: Sequence[Decision], places: Sequence[int], jud
         decision, name = decisions[place], held.names[place]
         batch = held.batch([name])
         drawn = batch.mask[0].numpy().astype(np.uint8)
-        called = judge.predict(batch.image, (drawn.shape[0], drawn.shape[1])).argmax(1)[0].numpy()
+        called = most_likely(judge.predict(batch.image, (drawn.shape[0], drawn.shape[1])))[0].numpy()
         ours = drawn if decision.ignored is None else np.where(decision.ignored, np.uint8(IGNORE), drawn)
         masks = [paint.tile(paint.colorize(mask, held.classes.colors), 144, smooth=False) for mask in (drawn, called)]
         last = paint.tile(paint.colorize(ours, held.classes.colors), 144, smooth=False)

@@ -23,6 +23,7 @@ from segmint.evaluation.tables import SETS, expand, pack, summarise
 from segmint.functional import metrics, selective
 from segmint.inference.draws import Draws, draw, usual_draws
 from segmint.inference.mirrored import methods_of
+from segmint.inference.predict import check_draws
 from segmint.methods.method import Method, device_of
 from segmint.seeds import Seeds
 from segmint.training.run import Run
@@ -76,8 +77,7 @@ def evaluate(
     method = trained.method
     data = data if isinstance(data, Data) else open_folder(data)
     check_fits(run, method, data)
-    if draws is not None and draws < 1:
-        raise SegmintError(f"--draws: must be at least 1, not {draws}")
+    check_draws(draws, [trained], mirror)
     draws = usual_draws(method) if draws is None else draws
     chosen = data.split(split)
     indices = [index for index in chosen if data.items[index].masks]

@@ -256,7 +256,7 @@ def _score_table(runs: Sequence[RunPage], comparison: Mapping[str, Any]) -> list
         {
             "label": run.title,
             "runs": [run.name],
-            "split": split,
+            "split": f"{split}, with mirror images" if entry.get("mirror") else split,
             "scores": entry,
             "difference": {},
             "verdict": "",

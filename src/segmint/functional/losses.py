@@ -265,9 +265,7 @@ def choose(shares: Sequence[float], agreed: bool = True) -> tuple[str, str]:
     return spec, f"{spec}, which weights rare classes and aims at the mean IoU over classes: {fact}."
 
 
-def settle(
-    settings: Mapping[str, Any], shares: Sequence[float], agreed: bool = True
-) -> tuple[dict[str, Any], list[str]]:
+def settle(settings: Mapping[str, Any], shares: Sequence[float], agreed: bool) -> tuple[dict[str, Any], list[str]]:
     """What segmenters settle before they are built: `loss: auto` (the default of a training run) and its needs.
 
     Args:

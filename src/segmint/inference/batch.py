@@ -146,9 +146,9 @@ def predict_folder(
             among the images; a setting is wrong, or not that of the results that are there; the disk is full; there is
             a stream or standard input for several workers; the cluster is out of reach.
     """
-    check_draws(draws)
     kinds, folder = check_kinds(save), Path(out)
     members, place = open_runs(runs), Workers(workers, ray)
+    check_draws(draws, members, mirror)
     if mirror and tiling and any(run.method.draws_differ for run in members):
         raise SegmintError("--mirror: noise cut out of one field for all tiles cannot be mirrored; leave out --tile")
     how = _How(members, draws, seed, tiling, memory, most, mirror)
@@ -193,13 +193,13 @@ def _settle(folder: Path, how: _How) -> None:
     if path.is_file():
         try:
             known = {"mirror": False, **json.loads(path.read_text(encoding="utf-8"))["settings"]}
+            plain: list[list[Any]] = [
+                [[model["sha256"] for model in one[key]] if key == "models" else one.get(key) for key in facts]
+                for one in (facts, known)
+            ]
         except (ValueError, KeyError, TypeError) as error:
             raise SegmintError(f"{path}: damaged; remove the folder, or choose another --out") from error
-        plain: list[list[Any]] = [
-            [[model["sha256"] for model in one[key]] if key == "models" else one.get(key) for key in facts]
-            for one in (facts, known)
-        ]
-        changed = [key for key, ours, theirs in zip(facts, *plain, strict=False) if ours != theirs]
+        changed = [key for key, ours, theirs in zip(facts, *plain, strict=True) if ours != theirs]
         if changed:
             told = ", ".join(
                 "other models" if key == "models" else f"{key} {known.get(key)} instead of {facts[key]}"

@@ -24,7 +24,7 @@ KINDS = ("masks", "overlays", "probabilities", "uncertainty", "aleatoric", "epis
 """What can be saved; each has a folder of its own."""
 
 _UNKNOWN = {
-    "epistemic": "one run alone cannot tell it; name another (--with), or give --draws if it was trained with dropout",
+    "epistemic": "one run alone cannot tell it; name another (--with), or give --mirror, or --draws if it has dropout",
     "errors": "the run has no judge of its own errors; `adversarial` learns one",
 }
 

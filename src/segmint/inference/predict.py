@@ -49,7 +49,7 @@ def predict(
             cannot be read.
     """
     members = open_runs(runs)
-    check_draws(draws)
+    check_draws(draws, members, mirror)
     first = members[0]
     pixels = read_image(Path(image), channels=first.method.config["in_channels"], depth=first.settings.depth)
     return predict_pixels(members, pixels, draws=draws, seed=seed, mirror=mirror)
@@ -110,10 +110,12 @@ def prediction_of(run: Run, image: Tensor, found: Draws) -> Prediction:
     )
 
 
-def check_draws(draws: int | None) -> None:
-    """Raise a SegmintError if there are to be fewer draws than one."""
+def check_draws(draws: int | None, members: Sequence[Run] = (), mirror: bool = False) -> None:
+    """Raise a SegmintError if there are to be fewer draws than one, or passes with dropout of mirror images."""
     if draws is not None and draws < 1:
         raise SegmintError(f"draws: must be at least 1, not {draws}")
+    if mirror and (draws or 1) > 1 and not any(run.method.draws_differ for run in members):
+        raise SegmintError("draws: passes with dropout are made of the image alone; leave out draws, or mirror")
 
 
 def open_runs(runs: Runs) -> list[Run]:

@@ -119,8 +119,8 @@ def predict_frames(
     Raises:
         SegmintError: the runs do not fit each other, a setting is out of its range, or OpenCV is not installed.
     """
-    check_draws(draws)
     members = open_runs(runs)
+    check_draws(draws, members, mirror)
     return _predicted(members, frames, Smoother(memory), draws, seed, mirror)
 
 

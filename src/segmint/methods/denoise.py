@@ -48,8 +48,8 @@ class Denoise(Method):
         gamma: share of the image in the variance, 0 < gamma < 1, or the bounds of a range from which each image
             draws its own uniformly. 0.95 is noise of standard deviation 0.22.
         target: "noise", or "image" to predict the clean image.
-        freeze_encoder: train the decoder alone, with the encoder's weights and statistics left as they are; None: if
-            it starts from weights, as the paper does, since denoising would overwrite what they know of objects.
+        freeze_encoder: train the decoder alone, with the encoder's weights and statistics left as they are; a training
+            run does so, if not told otherwise, where the encoder starts from weights, as the paper has it.
     """
 
     defaults: ClassVar = {"lr": 1e-3, "weight_decay": 1e-2, "augment": "weak", "ema": 0.99, "labelled_fraction": 0.0}
@@ -68,29 +68,31 @@ class Denoise(Method):
         decoder_channels: Sequence[int] = (128, 64, 48, 32),
         gamma: float | Sequence[float] = 0.95,
         target: str = "noise",
-        freeze_encoder: bool | None = None,
+        freeze_encoder: bool = False,
     ) -> None:
         super().__init__()
         if target not in TARGETS:
             raise SegmintError(f"denoise.target: there is no {target!r}; choose one of {', '.join(TARGETS)}")
-        self.gamma, self.target = _bounds(gamma), target
-        trained = encoder_name != "plain" and encoder_weights is not None
-        self.frozen = trained if freeze_encoder is None else freeze_encoder
+        self.gamma, self.target, self.frozen = _bounds(gamma), target, freeze_encoder
         self.network = UNet(build_encoder(encoder_name, in_channels, encoder_weights), in_channels, decoder_channels)
         width, self.stride = self.network.head.in_channels, _stride(self.network.encoder, in_channels)
         # Without its head the network has no tensor that a segmenter should not take over, even where K = C.
         self.network.register_module("head", nn.Identity())
         self.denoiser = nn.Conv2d(width, in_channels * self.stride**2, 1)
-        if self.frozen:
+        if freeze_encoder:
             self.network.encoder.requires_grad_(False)
 
     @classmethod
     def adapt(cls, settings: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], list[str]]:
-        """No weights for an encoder that has none."""
+        """No weights for an encoder that has none; one that starts from weights is left as it is."""
         settled = dict(settings)
+        notes = [f"denoise: learns from all {facts.labelled + facts.unlabelled} images; masks are not used."]
         if settled.get("encoder_name") == "plain":
             settled.setdefault("encoder_weights", None)
-        return settled, [f"denoise: learns from all {facts.labelled + facts.unlabelled} images; masks are not used."]
+        elif "freeze_encoder" not in settled and settled.get("encoder_weights", "imagenet") is not None:
+            settled["freeze_encoder"] = True
+            notes.append("freeze_encoder: true, since denoising would overwrite what the encoder knows of objects.")
+        return settled, notes
 
     @classmethod
     def suits(cls, facts: Facts) -> Suit:

@@ -144,7 +144,7 @@ class Maskflow(Method):
     def adapt(cls, settings: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], list[str]]:
         """Settle the patches' size, and the loss where it is "auto"."""
         patch = _patch(settings.get("patch", "auto"), facts.size)
-        return settle({"loss": "cross_entropy", **settings, "patch": patch}, facts.shares)
+        return settle({"loss": "cross_entropy", **settings, "patch": patch}, facts.shares, facts.alike)
 
     @classmethod
     def suits(cls, facts: Facts) -> Suit:

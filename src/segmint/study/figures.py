@@ -147,5 +147,11 @@ def _check_same(first: tuple[Path, dict[str, Any]], other: tuple[Path, dict[str,
     for key in ("classes", "size"):
         if first[1][key] != other[1][key]:
             raise SegmintError(f"{other[0]}: {key} {other[1][key]} differ from {first[0]}'s {first[1][key]}; {remedy}")
+    for path, entry in (first, other):
+        if entry.get("mirror"):
+            raise SegmintError(
+                f"{path}: was judged with --mirror, unlike the study's other runs; evaluate the run again without, or "
+                "remove its line from results.jsonl and run the study again"
+            )
     if first[1]["per_image"]["names"] != other[1]["per_image"]["names"]:
         raise SegmintError(f"{other[0]}: was judged on other images than {first[0]}; {remedy}")

@@ -42,7 +42,8 @@ class Halving:
     def until(self, name: str) -> int | None:
         """The step at which a training waits; None: its last."""
         trial = next((trial for trial in self.state.uses[name] if trial.last == name), None)
-        return None if trial is None or name in self.needed else self._step(trial)
+        alone = trial is not None and trial.budget not in self.study.budgets
+        return None if trial is None or alone or name in self.needed else self._step(trial)
 
     def waits(self, name: str) -> bool:
         """Whether a training has come to the rung that nothing is decided about."""

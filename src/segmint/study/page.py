@@ -106,7 +106,7 @@ def render(folder: Path, findings: Findings, answer: Answer, examples: Mapping[s
         gain_charts=_gain_charts(findings),
         training={
             budget: _address(charts.training_chart(findings, budget))
-            for budget in reversed(findings.budgets)
+            for budget in reversed(study.every_budget)
             if any(one.curve for one in findings.results if one.budget == budget)
         },
         examples=_embedded(folder, examples),

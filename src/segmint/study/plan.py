@@ -202,8 +202,9 @@ def check(study: Study, source: str = FILE) -> None:
     for key, values in (("budgets", study.budgets), ("seeds", study.seeds), ("rungs", study.rungs)):
         if len(set(values)) < len(values):
             raise SegmintError(f"{where}{key}: {values} names one twice; name each once")
-    if len(set(study.every_budget)) < len(study.every_budget):
-        raise SegmintError(f"{where}baseline_budgets: names one twice, or one that all strategies have")
+    twice = [told_budget(one) for one in dict.fromkeys(study.every_budget) if study.every_budget.count(one) > 1]
+    if twice:
+        raise SegmintError(f"{where}baseline_budgets: the baseline has {', '.join(twice)} anyway; name further ones")
     if any(budget is not None and budget < 1 for budget in study.every_budget) or min(study.seeds) < 0:
         raise SegmintError(f"{where}budgets must be 1 or more, or all; seeds 0 or more")
     if sorted(study.rungs) != study.rungs or any(not 0 < rung < 1 for rung in study.rungs):

@@ -126,13 +126,14 @@ def preset(name: str, data: Data, *, gpu: bool | None = None, **changes: Any) ->
     labelled = len(data.labelled())
     if not labelled:
         raise SegmintError(f"{data.root}: no training image has a mask; put masks/NAME.png beside images/NAME")
+    budgets = usual_budgets(labelled, len(data.split("train")), name)
     slow = name == "default" and not (bool(hardware().gpu) if gpu is None else gpu)
     values = {
         "data": str(data.root.resolve()),
         "size": size_of(data),
         "strategies": light() if slow else PRESETS[name](),
         "baseline": _BASELINES.get(name, "supervised"),
-        "budgets": (budgets := usual_budgets(labelled, len(data.split("train")), name)),
+        "budgets": budgets,
         "baseline_budgets": [] if None in budgets or "budgets" in changes else [None],
         "split": "test" if "test" in data.split_names else "val",
         "metric": _METRICS.get(name, "miou"),

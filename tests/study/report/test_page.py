@@ -181,6 +181,25 @@ def test_the_baselines_further_budgets_tell_how_many_labels_are_saved(make_study
     assert len(summary_csv(findings).splitlines()) == 5
 
 
+def test_while_the_baselines_further_trials_run_there_is_a_page(make_study):
+    made = make_study({"plain": 0.60, "good": 0.70}, budgets=(10,), baseline_budgets=["all"])
+    lines = (made.folder / "results.jsonl").read_text().splitlines(keepends=True)
+    (made.folder / "results.jsonl").write_text("".join(line for line in lines if json.loads(line)["budget"] == 10))
+    findings = made.findings()
+    assert (findings.finished, findings.row("plain", None).labels, findings.row("good", 10).saved) == (False, 0, None)
+    assert "all labels" in write_page(made.folder).read_text(encoding="utf-8")
+
+
+def test_runs_that_were_judged_with_their_mirror_images_are_refused(make_study):
+    made = make_study({"plain": 0.60, "good": 0.70}, budgets=(10,))
+    path = made.folder / json.loads((made.folder / "results.jsonl").read_text().splitlines()[1])["images"]
+    told = json.loads(path.read_text())
+    told["val"]["mirror"] = True
+    path.write_text(json.dumps(told))
+    with pytest.raises(SegmintError, match=r"metrics\.json: was judged with --mirror"):
+        made.findings()
+
+
 @pytest.fixture(scope="module")
 def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of two real, tiny trainings."""
