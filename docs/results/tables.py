@@ -160,6 +160,13 @@ def tried() -> str:
     return table(["what", "steps", "best val mIoU, %", "change to the code, not kept", "command"], rows)
 
 
+def two_classes() -> str:
+    """Losses where there are two classes, of which one is rare: one seed each."""
+    found = json.loads((HERE / "two-classes.json").read_text())["trials"]
+    rows = [[one["data"], one["loss"], f"{100 * one['best_val_miou']:.1f}", f"`{one['command']}`"] for one in found]
+    return table(["data", "loss", "best val mIoU, %", "command"], rows)
+
+
 def tried_lidc() -> str:
     """Losses and augmentations where raters disagree: one seed each."""
     found = json.loads((HERE / "tried-lidc.json").read_text())["trials"]
@@ -209,6 +216,7 @@ def main() -> None:
         "draw speed": draw_speed,
         "tried": tried,
         "tried lidc": tried_lidc,
+        "two classes": two_classes,
     }
     for name in studies.names():
         makers[f"answer {name}"] = partial(studies.answer, name)

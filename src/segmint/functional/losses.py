@@ -242,9 +242,9 @@ COMMON = 0.05
 def choose(shares: Sequence[float], agreed: bool = True) -> tuple[str, str]:
     """What `loss: auto` does: pick a loss from the class shares, and from whether raters agree.
 
-    Where a class is rare, class weights and the Lovász loss together beat cross-entropy by far on mIoU
-    (docs/results/baseline.md). Where raters disagree, they do not (docs/results/studies.md), and bend the probabilities
-    that doubt is read from.
+    Where a class is rare, class weights and the Lovász loss together beat cross-entropy by far on mIoU; of two classes,
+    Lovász without weights does (docs/results/baseline.md). Where raters disagree, neither does
+    (docs/results/studies.md), and both bend the probabilities that doubt is read from.
 
     Args:
         shares: the share of each class among the labelled pixels, K numbers.
@@ -261,6 +261,9 @@ def choose(shares: Sequence[float], agreed: bool = True) -> tuple[str, str]:
     fact = f"the rarest class has {100 * min(seen):.2g}% of the labelled pixels"
     if min(seen) >= COMMON:
         return "cross_entropy", f"cross_entropy, as no class is rare: {fact}."
+    if len(shares) == 2:
+        spec = "cross_entropy+lovasz"
+        return spec, f"{spec}, which aims at the mean IoU of the two classes: {fact}."
     spec = f"{_BALANCED}+lovasz"
     return spec, f"{spec}, which weights rare classes and aims at the mean IoU over classes: {fact}."
 
