@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from textwrap import fill
@@ -46,15 +47,18 @@ def label_chart(findings: Findings) -> bytes:
         left, right = figure.subplots(1, 2)
         labels = sorted({row.labels for row in findings.rows if row.labels})
         room = 0.3 * _gap(labels)
-        reached = {row.strategy for row in findings.rows if row.labels and row.level is not None}
+        known = [row for row in findings.rows if row.labels and row.level is not None]
+        shared = Counter(row.labels for row in known)
+        reached = {row.strategy for row in known}
         painted = {name: color for name, color in colors(findings).items() if name in reached}
         for number, (name, color) in enumerate(painted.items()):
             shift = math.exp(room * (number / max(1, len(painted) - 1) - 0.5))
-            rows = [row for row in findings.rows if row.strategy == name and row.labels and row.level is not None]
+            rows = [row for row in known if row.strategy == name]
+            places = [row.labels * (shift if shared[row.labels] > 1 else 1.0) for row in rows]
             words = name if color != FAINT else "others" if number == COLORED + 1 else None
-            _levels(left, rows, color, shift, words, scale)
+            _levels(left, places, rows, color, words, scale)
             if name != findings.study.baseline:
-                _gains(right, rows, color, shift)
+                _gains(right, places, rows, color)
         right.axhline(0, color=BASELINE, linewidth=1.2)
         name = measure_name(findings.study.metric)
         left.set_title(
@@ -67,9 +71,8 @@ def label_chart(findings: Findings) -> bytes:
         return to_svg(figure)
 
 
-def _levels(panel: Any, rows: Sequence[Row], color: str, shift: float, words: str | None, scale: float) -> None:
-    table = np.array([(row.labels * shift, *_cell(row)) for row in rows]).reshape(-1, 4)
-    x, (y, low, high) = table[:, 0], table[:, 1:].T * scale
+def _levels(panel: Any, x: Sequence[float], rows: Sequence[Row], color: str, words: str | None, scale: float) -> None:
+    y, low, high = scale * np.array([_cell(row) for row in rows]).reshape(-1, 3).T
     panel.plot(x, y, "o-", color=color, linewidth=1.6, markersize=4.5, label=words)
     panel.vlines(x, low, high, color=color, linewidth=1, alpha=0.55)
 
@@ -79,8 +82,9 @@ def _cell(row: Row) -> tuple[float, float, float]:
     return row.level.mean, row.level.low, row.level.high
 
 
-def _gains(panel: Any, rows: Sequence[Row], color: str, shift: float) -> None:
-    found = [(row.labels * shift, one.gain, one.low, one.high) for row in rows if (one := row.comparison) is not None]
+def _gains(panel: Any, places: Sequence[float], rows: Sequence[Row], color: str) -> None:
+    pairs = zip(places, rows, strict=True)
+    found = [(x, one.gain, one.low, one.high) for x, row in pairs if (one := row.comparison) is not None]
     table = np.array(found, float).reshape(-1, 4)
     panel.plot(table[:, 0], 100 * table[:, 1], "o-", color=color, linewidth=1.2, markersize=4.5)
     panel.vlines(table[:, 0], 100 * table[:, 2], 100 * table[:, 3], color=color, linewidth=1.8, alpha=0.7)
