@@ -170,6 +170,7 @@ def _needed(places: Array, curves: Array, target: Array) -> Array:
     for right in range(len(places) - 1, 0, -1):
         before, after = curves[:, right - 1], curves[:, right]
         rise = np.where(after > before, after - before, 1.0)
-        here = places[right - 1] + (places[right] - places[right - 1]) * (target - before) / rise
+        share = np.clip((target - before) / rise, 0, 1)
+        here = places[right - 1] + (places[right] - places[right - 1]) * share
         found = np.where((target > before) & (target <= after), np.exp(here), found)
     return np.where(target <= curves[:, 0], 0.0, found)

@@ -94,6 +94,12 @@ def test_a_baseline_that_dips_is_made_monotone():
     assert found["other", 10].needed == pytest.approx(160 * 4 ** (0.1 / 0.2))
 
 
+def test_a_curve_that_is_all_but_level_overflows_nowhere():
+    found = saved(figures([0.1, 0.3, 0.3 + 1e-9, 0.3 + 2e-9], {10: 0.9, 40: 0.2}))
+    assert math.isinf(found["other", 10].needed)
+    assert found["other", 40].needed == pytest.approx(20)
+
+
 def test_the_interval_holds_what_is_needed_and_grows_with_the_noise():
     some, more = (saved(figures([0.1, 0.2, 0.3, 0.4], {10: 0.25}, noise))["other", 10] for noise in (0.005, 0.02))
     assert some.low < 80 < some.high
