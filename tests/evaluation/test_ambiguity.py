@@ -165,7 +165,7 @@ def test_one_rater_and_one_draw_make_no_sets(make_run, shapes):
     assert several["ged"]["value"] > 0
     assert not {"ged_raters", "ged_single", "diversity_raters", "ged_unbiased"} & set(several)
     assert (doubting / "pictures" / "draws-val.png").exists()
-    with pytest.raises(SegmintError, match="--draws: must be at least 1"):
+    with pytest.raises(SegmintError, match="draws: must be at least 1"):
         evaluate(run, shapes, "val", draws=0)
 
 
