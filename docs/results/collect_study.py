@@ -34,8 +34,7 @@ def collect(folder: Path) -> None:
     results = current_results(study, folder)
     (target / "results.jsonl").write_text("".join(_line(one) for one in (folder / "results.jsonl").open()))
     answer = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
-    told = {key: answer[key] for key in ("headline", "details", "cautions", "finished")}
-    told |= {"planned": len(results) if answer["finished"] else None, "metric": study.metric, "seeds": study.seeds}
+    told = {key: answer[key] for key in ("headline", "details", "cautions", "finished")} | {"metric": study.metric}
     (target / "answer.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     findings = find(folder, study, results)
     if len({row.labels for row in findings.rows if row.level is not None}) > 1:

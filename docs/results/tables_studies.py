@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from statistics import fmean
 
 from cells import table
 
@@ -60,15 +59,3 @@ def _interval(line: dict[str, str]) -> str:
     if not line["gain_low"]:
         return ""
     return f"[{100 * float(line['gain_low']):+.1f}, {100 * float(line['gain_high']):+.1f}]"
-
-
-def measures(name: str, keys: dict[str, str]) -> str:
-    """Means over seeds of several measures, a row for each strategy: key -> how the column is called."""
-    with (HERE / name / "trials.csv").open(encoding="utf-8") as file:
-        lines = [line for line in csv.DictReader(file) if line["status"] == "done"]
-    rows = []
-    for strategy in dict.fromkeys(line["strategy"] for line in lines):
-        some = [line for line in lines if line["strategy"] == strategy]
-        found = [[float(line[key]) for line in some if line.get(key)] for key in keys]
-        rows.append([strategy, *(f"{fmean(values):.3f}" if values else "" for values in found)])
-    return table(["strategy", *keys.values()], rows)
