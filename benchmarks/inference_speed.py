@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from segmint.data.folder import open_folder
-from segmint.data.io import read_mask
+from segmint.data.masks import read_mask
 from segmint.functional.labels import most_likely
 from segmint.functional.metrics import confusion, mean_iou
 from segmint.inference import export as exporting

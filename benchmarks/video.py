@@ -26,7 +26,8 @@ from PIL import Image
 from torch import Tensor
 
 from segmint.data.folder import Data, open_folder
-from segmint.data.io import Bytes, read_image, read_mask
+from segmint.data.io import Bytes, read_image
+from segmint.data.masks import read_mask
 from segmint.data.video import write_video
 from segmint.evaluation.sequences import optical_flow
 from segmint.functional.sequences import class_change, visible

@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 
 from segmint.data.folder import open_folder
-from segmint.data.io import read_image, read_mask
+from segmint.data.io import read_image
+from segmint.data.masks import read_mask
 from segmint.evaluation import pictures as paint
 
 HERE = Path(__file__).parent

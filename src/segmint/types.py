@@ -25,6 +25,11 @@ def reason(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def is_memory(error: BaseException) -> bool:
+    """Whether something did not fit into memory; PyTorch says so by a RuntimeError."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower())
+
+
 @dataclass(frozen=True)
 class Batch:
     """Images with their masks.

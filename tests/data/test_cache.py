@@ -16,7 +16,8 @@ from PIL import Image
 import segmint.data.cache as module
 from segmint.data.cache import Pixels, from_pixels, resize, to_pixels
 from segmint.data.folder import open_folder
-from segmint.data.io import read_image, read_mask
+from segmint.data.io import read_image
+from segmint.data.masks import read_mask
 from segmint.types import IGNORE, SegmintError
 
 Maker = Callable[..., Path]

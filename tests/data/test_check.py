@@ -83,12 +83,12 @@ def test_every_problem_is_named(make_folder: Maker) -> None:
         "splits: group 'g2' is in test and train",
         "'g1/f1' is in both train.txt and val.txt",
         "train.txt, line 4: there is no image 'nobody'",
-        "splits/test.txt: 'g2/f1' has no mask; label it or remove it",
         "splits/labelled-2-seed0.txt: lists 1 images",
         "manifest.jsonl, line 1: not an entry",
     ):
         assert part in text
     assert f"{len(found.problems)} problems" in printed(found)
+    assert "splits/test.txt: 1 image without a mask, held out but not scored, e.g. 'g2/f1'" in found.oddities
     (root / "manifest.jsonl").unlink()
     assert any("class 'ghost' (id 3) is never seen in any mask" in problem for problem in check(root).problems)
 

@@ -9,7 +9,8 @@ import pytest
 from segmint.data.check import check
 from segmint.data.demo import make_demo
 from segmint.data.folder import Data
-from segmint.data.io import read_image, read_mask
+from segmint.data.io import read_image
+from segmint.data.masks import read_mask
 from segmint.types import SegmintError
 
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 from segmint.data.classes import Classes, fill_colors, read_classes, write_classes
 from segmint.data.folder import open_folder
-from segmint.data.listing import natural
-from segmint.data.splits import halve
+from segmint.data.listing import natural, scan
+from segmint.data.splits import halve, make_splits
+from segmint.inference.inputs import find_inputs
 from segmint.types import SegmintError
 
 Maker = Callable[..., Path]
@@ -281,8 +282,17 @@ def test_masks_that_do_not_tell_their_classes(make_folder: Maker) -> None:
     array = np.zeros((12, 10), np.uint8)
     array[0] = 255
     write_masks(root, array)
-    with pytest.raises(SegmintError, match=r"hold only 0 and 255: is 255 a class, or unknown"):
+    with pytest.raises(SegmintError, match=r"the masks hold 0 and 255: is 255 a class, or unknown"):
         open_folder(root)
+    array[1] = 128
+    write_masks(root, array)
+    with pytest.raises(SegmintError, match=r"the masks hold 0, 128 and 255: is 255 a class"):
+        open_folder(root)
+    array[1] = 1
+    write_masks(root, array)
+    assert any(
+        "2 classes were inferred" in note and "255 is taken for unknown" in note for note in open_folder(root).notes
+    )
     write_masks(root, np.full((12, 10), 255, np.uint8))
     with pytest.raises(SegmintError, match=r"the masks hold 0 ids"):
         open_folder(root)
@@ -363,3 +373,65 @@ def test_halves_keep_groups_together_and_cut_a_single_group_in_the_middle():
     assert halve(range(20), groups) == (first, second)
     assert halve(range(7), ["one"] * 7) == ([0, 1, 2, 3], [4, 5, 6])
     assert halve([], []) == ([], [])
+
+
+def test_the_depth_is_that_of_the_deepest_of_all_images(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(64):
+        deep = np.full((128, 128), 4000 if number == 33 else 900, np.uint16)
+        deep[0, 0] = 60_000 if number == 5 else 0  # a dead pixel
+        (tmp_path / "images" / f"{number}.png").write_bytes(imagecodecs.png_encode(deep))
+    assert open_folder(tmp_path).depth == 12
+    assert len(list(cache.glob("*.json"))) == 1, "it is remembered"
+    (tmp_path / "images" / "33.png").unlink()
+    assert open_folder(tmp_path).depth == 10
+
+
+def test_nested_groups_are_split_by_the_outermost_that_suffice() -> None:
+    visits = [f"p{patient}/v{visit}" for patient in range(6) for visit in range(3)]
+    splits = make_splits(visits, range(len(visits)))
+    homes = [{visits[item].split("/")[0] for item in members} for members in splits.values()]
+    assert sum(len(home) for home in homes) == 6, "no patient is in two splits"
+    one = [f"all/p{patient}" for patient in range(6)]
+    assert all(make_splits(one, range(6)).values()), "where there is one folder around all, those in it are split"
+
+
+def test_splits_are_written_all_at_once_or_not_at_all(make_folder: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_folder()
+
+    def full(self: Path, *_: object, **__: object) -> int:
+        if self.name == "test.txt":
+            raise OSError(28, "No space left on device")
+        return original(self, *_, **__)  # type: ignore[arg-type]
+
+    original = Path.write_text
+    monkeypatch.setattr(Path, "write_text", full)
+    data = open_folder(root)
+    data.split("val")
+    assert any("not written" in note and "No space" in note for note in data.notes)
+    assert sorted(path.name for path in root.iterdir()) == ["classes.yaml", "images", "masks"]
+    monkeypatch.undo()
+    again = open_folder(root)
+    assert again.split("val") == data.split("val")
+    assert {path.name for path in (root / "splits").iterdir()} == {"train.txt", "val.txt", "test.txt"}
+
+
+def test_split_files_of_windows_and_names_that_look_like_comments(make_folder: Maker) -> None:
+    root = make_folder(groups=4, frames=1, flat=True)
+    for kind in ("images", "masks"):
+        (root / kind / "g0-0.png").rename(root / kind / "#0.png")
+    (root / "splits").mkdir()
+    (root / "splits" / "val.txt").write_bytes("\ufeffg1-0\r\n# a comment\r\n#0\r\n".encode())
+    assert [open_folder(root).items[item].name for item in open_folder(root).split("val")] == ["g1-0", "#0"]
+
+
+def test_links_are_followed_but_not_in_circles(make_folder: Maker, tmp_path: Path) -> None:
+    root = make_folder(groups=3, frames=1)
+    (tmp_path / "elsewhere").mkdir()
+    (root / "images" / "g0" / "f0.png").rename(tmp_path / "elsewhere" / "f0.png")
+    (root / "images" / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "images" / "g1" / "round").symlink_to(root / "images")
+    names = [item.name for item in scan(root).items]
+    assert names == ["g1/f0", "g2/f0", "linked/f0"]
+    found = find_inputs([str(root)], tmp_path / "out")
+    assert [one.name for one in found] == names, "what is trained on is what is segmented"

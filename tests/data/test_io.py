@@ -3,6 +3,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -11,16 +12,9 @@ import tifffile
 from PIL import Image, ImageOps
 
 from segmint.data.classes import Classes
-from segmint.data.io import (
-    image_size,
-    largest_value,
-    read_header,
-    read_image,
-    read_mask,
-    read_stored_mask,
-    write_image,
-    write_mask,
-)
+from segmint.data.io import bits_used, image_size, read_header, read_image, read_stored_mask, write_image
+from segmint.data.masks import read_mask, write_mask
+from segmint.data.windows import Window, open_raster
 from segmint.types import IGNORE, SegmintError
 
 RANDOM = np.random.default_rng(0)
@@ -84,9 +78,14 @@ def test_sixteen_bits_are_scaled_by_their_depth(tmp_path: Path, kind: str) -> No
         options = {"bigtiff": kind == "bigtiff", "compression": "zstd" if kind == "zstd" else None}
         tifffile.imwrite(path, twelve, **options)
     assert read_header(path).bits == 16
-    assert largest_value(path) == twelve.max()
+    assert bits_used(path) == 12
     assert np.array_equal(read_image(path, depth=12)[..., 0], np.rint(twelve / 4095 * 255))
-    assert read_image(path, depth=8).max() == 255, "what is above the depth is clipped"
+    twelve[0, 0], lower = 4095, np.minimum(twelve, 1023)
+    lower[0, 0] = 4095
+    path.write_bytes(imagecodecs.png_encode(lower)) if kind == "png" else tifffile.imwrite(path, lower)
+    assert read_image(path, depth=10)[0, 0, 0] == 255, "what few values are above the depth are clipped"
+    with pytest.raises(SegmintError, match=r"a\.(png|tif): \d+% of its values .* the 8 bits .* 4095\)"):
+        read_image(path, depth=8)
 
 
 def test_sixteen_bit_colours_keep_their_precision(tmp_path: Path) -> None:
@@ -261,3 +260,51 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SegmintError, match=r"cannot be written"):
         write_image(tmp_path / "file" / "a.png", RGB)
+
+
+def test_a_palette_that_contradicts_the_ids_is_refused(tmp_path: Path) -> None:
+    classes = Classes(("sky", "car", "road"), ((0, 0, 0), (250, 0, 0), (0, 0, 250)), (0, 1, 2))
+
+    def saved(ids: list[int], colors: list[tuple[int, int, int]]) -> Path:
+        picture = Image.fromarray(np.array([ids], np.uint8))
+        picture.putpalette([value for color in colors for value in color] + [0] * (768 - 3 * len(colors)))
+        picture.save(tmp_path / "p.png")
+        return tmp_path / "p.png"
+
+    right = [(0, 0, 0), (250, 0, 0), (0, 0, 250)]
+    assert read_mask(saved([0, 1, 2], right), classes).tolist() == [[0, 1, 2]]
+    with pytest.raises(SegmintError, match=r"p\.png: id 0 has the colour of class 'road' in .* RGB if"):
+        read_mask(saved([0, 1, 2], right[::-1]), classes)
+    strange = [(0, 0, 250), (1, 2, 3), (0, 0, 0)]
+    assert read_mask(saved([0, 1, 2], strange), classes).tolist() == [[0, 1, 2]], "colours of no class say nothing"
+    assert read_mask(saved([1, 2, 255], [(0, 0, 0)] * 3), classes).tolist() == [[1, 2, IGNORE]], "nor does all black"
+
+
+def test_tiffs_of_other_bands_than_grey_and_colour_are_refused(tmp_path: Path) -> None:
+    bands = RANDOM.integers(0, 255, (9, 7, 13), dtype=np.uint8)
+
+    def saved(count: int, **options: Any) -> Path:
+        usual = {"photometric": "minisblack", "planarconfig": "contig"}
+        tifffile.imwrite(tmp_path / "b.tif", bands[..., :count], **{**usual, **options})
+        return tmp_path / "b.tif"
+
+    for count, options in (
+        (13, {}),
+        (4, {}),
+        (2, {}),
+        (4, {"photometric": "rgb", "extrasamples": ["unspecified"]}),
+        (4, {"photometric": "separated"}),
+    ):
+        path = saved(count, **options)
+        with pytest.raises(SegmintError, match=rf"b\.tif: holds {count} bands of kind \w+; save one of them"):
+            read_image(path)
+        with pytest.raises(SegmintError, match="bands"):
+            read_header(path)
+        with pytest.raises(SegmintError, match="bands"), open_raster(path):
+            pass
+    for count, options in ((3, {}), (4, {"photometric": "rgb", "extrasamples": ["unassalpha"]})):
+        path = saved(count, **options)
+        assert np.array_equal(read_image(path), bands[..., :3])
+        with open_raster(path) as raster:
+            assert (raster.channels, read_header(path).channels) == (3, 3)
+            assert np.array_equal(raster.read(Window(2, 1, 4, 5)), bands[2:6, 1:6, :3])

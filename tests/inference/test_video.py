@@ -13,7 +13,7 @@ import torch
 
 from segmint.data import frames as source
 from segmint.data.frames import is_stream, open_frames
-from segmint.data.io import read_mask
+from segmint.data.masks import read_mask
 from segmint.data.video import write_video
 from segmint.functional.sequences import class_change
 from segmint.inference.batch import predict_folder

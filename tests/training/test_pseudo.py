@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import segmint.training.pseudo as pseudo
-from segmint.data.cache import Pixels, cache_folder
+from segmint.data.cache import Pixels
 from segmint.data.folder import open_folder
+from segmint.data.store import cache_folder
 from segmint.methods.method import build, load, save
 from segmint.seeds import Seeds
 from segmint.training.checkpoint import load_state

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import shutil
 import sys
@@ -16,18 +14,23 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
 from segmint.data.folder import Data, Item
-from segmint.data.io import Array, Bytes, image_size, read_image, read_mask, replacing
+from segmint.data.io import Array, Bytes, image_size, read_image
+from segmint.data.masks import read_mask
+from segmint.data.store import cache_folder, digest_of, remembered, stamps_of
 from segmint.types import IGNORE, Batch, SegmintError
 
-VERSION = 1
+VERSION = 2
 """Changes whenever the meaning or the layout of the cached files does."""
+
+LARGE, LONG = 1024, 512
+"""Images that are all of one size keep it up to so long a side; beyond, and where sizes differ, they get this one."""
 
 Size = tuple[int, int]
 T = TypeVar("T")
@@ -62,18 +65,19 @@ class Pixels:
 
         Args:
             data: the folder.
-            size: (height, width); None for the images' own if they agree, else for the median in multiples of
-                16 with a long side of 512 at most.
+            size: (height, width); None for the images' own if they agree and neither side is above 1,024, else for
+                the median in multiples of 16 with a long side of 512 at most.
             progress: show a bar on stderr.
 
         Raises:
             SegmintError: a file cannot be decoded, a mask is not as large as its image, or the disk is full.
         """
         store = cache_folder()
-        stamps = _stamps(data)
+        stamps = stamps_of([path for item in data.items for path in (item.image, *item.masks)])
         notes: list[str] = []
         if size is None:
-            size, notes = _common_size(data, store / f"{digest_of(stamps)}.json")
+            found, notes = remembered(["size", VERSION, stamps], lambda: _common_size(data))
+            size = (found[0], found[1])
         if min(size) < 1:
             raise SegmintError(f"size: {size[0]} x {size[1]} has no pixels; give height and width of 1 or more")
         key = [VERSION, size, data.channels, data.depth, repr(data.classes), stamps]
@@ -152,11 +156,6 @@ def from_pixels(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.movedim(-1, -3).contiguous().float() / 127.5 - 1
 
 
-def cache_folder() -> Path:
-    """$SEGMINT_CACHE, or ~/.cache/segmint."""
-    return Path(os.environ.get("SEGMINT_CACHE") or Path.home() / ".cache" / "segmint").expanduser()
-
-
 def each(work: Callable[[Item], T], items: Sequence[Item], what: str, show: bool, block: int = 256) -> Iterator[T]:
     """The work's results in the items' order, by several threads; with a bar if `show` and stderr is a terminal.
 
@@ -179,45 +178,22 @@ def _no_masks(size: Size) -> Bytes:
     return np.zeros((0, *size), np.uint8)
 
 
-def _stamps(data: Data) -> list[tuple[str, int, int]]:
-    """Name, size and modification time of every file; what the cache was made from."""
-    stamps = []
-    for item in data.items:
-        for path in (item.image, *item.masks):
-            try:
-                stat = path.stat()
-            except OSError as error:
-                raise SegmintError(f"{path}: cannot be opened ({error.strerror}); open the folder again") from error
-            stamps.append((os.path.abspath(path), stat.st_size, stat.st_mtime_ns))  # noqa: PTH100, keeps links
-    return stamps
-
-
-def digest_of(key: Any) -> str:
-    """A short name that stands for some JSON values, and for nothing else."""
-    return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
-
-
-def _common_size(data: Data, known: Path) -> tuple[Size, list[str]]:
-    """The size for these images, remembered in the small file `known`, with a note where they differ."""
-    if known.is_file():
-        stored = json.loads(known.read_text(encoding="utf-8"))
-        return (stored["size"][0], stored["size"][1]), stored["notes"]
+def _common_size(data: Data) -> tuple[Size, list[str]]:
+    """The size for these images, with a note where it is not their own."""
     with ThreadPoolExecutor() as pool:
         sizes = np.array(list(pool.map(lambda item: image_size(item.image), data.items)))
-    notes = []
-    height, width = sizes[0].tolist()
-    if (sizes != sizes[0]).any():
-        middle = np.median(sizes, axis=0)
-        scale = min(1.0, 512 / middle.max())
-        height, width = (max(16, round(side * scale / 16) * 16) for side in middle.tolist())
-        low, high = sizes.min(0), sizes.max(0)
-        notes.append(
-            f"images are {low[0]} to {high[0]} high and {low[1]} to {high[1]} wide; all are resized to "
-            f"{height} x {width} (height x width), which you can choose with the size setting"
-        )
-    with replacing(known) as temporary:
-        temporary.write_text(json.dumps({"size": [height, width], "notes": notes}), encoding="utf-8")
-    return (height, width), notes
+    low, high = sizes.min(0).tolist(), sizes.max(0).tolist()
+    if low == high and max(high) <= LARGE:
+        return (high[0], high[1]), []
+    middle = np.median(sizes, axis=0)
+    scale = min(1.0, LONG / middle.max())
+    height, width = (max(16, round(side * scale / 16) * 16) for side in middle.tolist())
+    spread = [str(least) if least == most else f"{least} to {most}" for least, most in zip(low, high, strict=True)]
+    note = (
+        f"images are {spread[0]} high and {spread[1]} wide; all are resized to "
+        f"{height} x {width} (height x width), which you can choose with the size setting"
+    )
+    return (height, width), [note]
 
 
 def _build(data: Data, size: Size, folder: Path, progress: bool) -> None:

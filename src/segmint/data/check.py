@@ -13,8 +13,9 @@ from rich.console import RenderableType
 
 from segmint.data.cache import each, size_text
 from segmint.data.folder import Classes, Item, find_classes, rejected
-from segmint.data.io import Array, read_image, read_stored_mask, to_indices
+from segmint.data.io import Array, read_stored_image, read_stored_mask
 from segmint.data.listing import Listing, scan
+from segmint.data.masks import palette_conflict, to_indices
 from segmint.data.splits import HELD_OUT, budget_problems, complete, overlaps, read_splits, shared_groups
 from segmint.types import SegmintError
 
@@ -104,7 +105,7 @@ def _look(item: Item, classes: Classes | None) -> _Seen:
     image: Array | None = None
     digest = b""
     try:
-        image = read_image(item.image)
+        image = read_stored_image(item.image)
         digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
     except SegmintError as error:
         problems.append(str(error))
@@ -120,7 +121,7 @@ def _look(item: Item, classes: Classes | None) -> _Seen:
         if classes is not None:
             indices, wrong = to_indices(stored, classes)
             counts += np.bincount(indices.ravel(), minlength=256)
-            if wrong:
+            if wrong := wrong or palette_conflict(path, stored, classes):
                 problems.append(f"{path}: {wrong}")
     size = None if image is None else (image.shape[0], image.shape[1])
     channels = 0 if image is None else image.shape[2]
@@ -144,9 +145,12 @@ def _check_splits(found: Findings, items: Sequence[Item]) -> dict[str, list[int]
             "figures on held-out images too good; move the whole group into one"
         )
     for split in HELD_OUT:
-        for index in lists.get(split, ()):
-            if not items[index].masks:
-                problems.append(f"splits/{split}.txt: {names[index]!r} has no mask; label it or remove it")
+        bare = [names[index] for index in lists.get(split, ()) if not items[index].masks]
+        if bare:
+            found.oddities.append(
+                f"splits/{split}.txt: {len(bare):,} image{'s' * (len(bare) > 1)} without a mask, held out but not "
+                f"scored, e.g. {bare[0]!r}"
+            )
     problems += budget_problems(lists, groups, [bool(item.masks) for item in items], names)
     found.problems += problems
     try:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from segmint.data.classes import Classes, write_classes
 from segmint.data.folder import Data, open_folder
-from segmint.data.io import Bytes, write_image, write_mask
+from segmint.data.io import Bytes, write_image
+from segmint.data.masks import write_mask
 from segmint.types import SegmintError
 
 Floats = npt.NDArray[np.float32]

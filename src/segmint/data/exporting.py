@@ -16,8 +16,9 @@ from segmint.data.classes import Classes
 from segmint.data.folder import Data, open_folder, rejected
 from segmint.data.formats.format import background_of
 from segmint.data.importing import link_or_copy
-from segmint.data.io import Bytes, image_size, read_image, read_mask, replacing, write_image
+from segmint.data.io import Bytes, image_size, read_image, replacing, write_image
 from segmint.data.listing import Item
+from segmint.data.masks import read_mask
 from segmint.data.polygons import Patch, Size, parts
 from segmint.types import SegmintError
 

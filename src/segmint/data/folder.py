@@ -12,8 +12,9 @@ from typing import TypeVar
 import numpy as np
 
 from segmint.data.classes import LARGEST, Classes, read_classes, write_classes
-from segmint.data.io import largest_value, pack_colors, read_header, read_stored_mask
+from segmint.data.io import bits_used, read_header, read_stored_mask
 from segmint.data.listing import Item, Listing, scan
+from segmint.data.masks import pack_colors
 from segmint.data.splits import (
     choose_labelled,
     complete,
@@ -24,6 +25,7 @@ from segmint.data.splits import (
     shared_groups,
     write_splits,
 )
+from segmint.data.store import remembered, stamps_of
 from segmint.types import IGNORE, SegmintError
 
 __all__ = ["Classes", "Data", "Item", "Listing", "open_folder", "read_classes", "scan", "write_classes"]
@@ -268,16 +270,20 @@ def find_classes(root: Path, items: Sequence[Item], notes: list[str], sample: in
     if found[0][0] == "colours":
         classes = _colored(path, values)
     else:
-        if values == [0, IGNORE]:
-            raise SegmintError(
-                f"{path}: missing, and the masks hold only 0 and 255: is 255 a class, or unknown? Write "
-                "it, e.g. `ignore: 254` and `classes: [{id: 0, name: background}, {id: 255, name: object}]`"
-            )
         ids = [value for value in values if value != IGNORE]
+        if ids and IGNORE in values and (len(ids) < 2 or ids != list(range(len(ids)))):
+            raise SegmintError(
+                f"{path}: missing, and the masks hold {', '.join(map(str, ids[:8]))}{', ...' * (len(ids) > 8)} and "
+                "255: is 255 a class, or unknown? Write it, e.g. `ignore: 254` and "
+                "`classes: [{id: 0, name: background}, {id: 255, name: object}]`"
+            )
         if not 1 <= len(ids) <= LARGEST:
             raise SegmintError(f"{path}: missing, and the masks hold {len(ids)} ids; write it, or correct the masks")
         classes = Classes.named([f"class {value}" for value in ids], ids)
-    notes.append(f"no classes.yaml: {len(classes)} classes were inferred from {len(files)} masks ({_spell(classes)})")
+    unknown = f"; {IGNORE} is taken for unknown" if IGNORE in values else ""
+    notes.append(
+        f"no classes.yaml: {len(classes)} classes were inferred from {len(files)} masks ({_spell(classes)}){unknown}"
+    )
     return classes
 
 
@@ -301,18 +307,27 @@ def _values(path: Path) -> tuple[str, set[int]] | None:
 
 
 def _probe(items: Sequence[Item], notes: list[str], sample: int = 16) -> tuple[int, int]:
-    """(channels, depth) from the headers of a few images, and the largest values of those with 16 bits."""
-    channels, largest = 1, 0
+    """(channels, depth) from the headers of a few images; if these have 16 bits, depth from the values of all."""
+    channels, bits = 1, 8
     for item in _spread(items, sample):
         try:
             header = read_header(item.image)
-            channels = max(channels, header.channels)
-            if header.bits == 16:
-                largest = max(largest, largest_value(item.image))
+            channels, bits = max(channels, header.channels), max(bits, header.bits)
         except SegmintError as error:
             notes.append(str(error))
-    depth = next(bits for bits in (8, 10, 12, 14, 16) if largest < 2**bits)
-    return channels, depth
+    if bits == 8:
+        return channels, 8
+    files = [item.image for item in items]
+    with ThreadPoolExecutor() as pool:
+        return channels, remembered(["depth", stamps_of(files)], lambda: max(pool.map(_bits, files)))
+
+
+def _bits(path: Path) -> int:
+    """The bits that an image uses; 8 where it cannot be read, of which `check` complains."""
+    try:
+        return bits_used(path)
+    except SegmintError:
+        return 8
 
 
 def _spread(values: Sequence[T], most: int) -> list[T]:

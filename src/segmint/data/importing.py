@@ -14,7 +14,8 @@ import numpy as np
 from segmint.data.classes import LARGEST, Classes, Color, fill_colors, write_classes
 from segmint.data.foreign import Source
 from segmint.data.formats.format import Entry, Found, Label, background_of
-from segmint.data.io import Bytes, image_size, replacing, write_mask
+from segmint.data.io import Bytes, image_size, replacing
+from segmint.data.masks import write_mask
 from segmint.data.polygons import Size
 from segmint.data.shapes import UNANNOTATED
 from segmint.data.splits import HELD_OUT, write_splits

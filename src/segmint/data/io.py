@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -15,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from segmint.data.classes import LARGEST, Classes
-from segmint.types import IGNORE, SegmintError
+from segmint.types import SegmintError
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -25,10 +23,13 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (".png", ".tif", ".tiff")
 MAX_PIXELS = 178_956_970
 """Larger images are refused: Pillow's own limit against decompression bombs."""
+BEYOND = 0.05
+"""An image with a larger share of its values beyond the depth that it is read with is refused."""
+DEAD = 1e-4
+"""The share of an image's values that do not count where its depth is learnt: those of dead pixels."""
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_UNKNOWN = LARGEST
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,15 @@ def read_image(path: Path, *, channels: int | None = None, depth: int = 16) -> B
     Args:
         path: PNG, JPEG, TIFF (8 or 16 bit) or WebP; grey, RGB, RGBA or palette.
         channels: 1 or 3 to convert; None for 1 where the image is grey and 3 elsewhere.
-        depth: significant bits of 16-bit files; values are multiplied by 255 / (2**depth - 1) and clipped.
+        depth: significant bits of 16-bit files, see `to_bytes`.
 
     Returns:
         uint8 [H, W, C].
 
     Raises:
-        SegmintError: missing, empty, truncated, too large, or not an image of these kinds.
+        SegmintError: missing, empty, truncated, too large, not an image of these kinds, or far beyond the depth.
     """
-    pixels = _decode(path, colors=True)
-    if pixels.dtype == np.uint16:
-        pixels = np.rint(pixels * np.float32(255 / (2**depth - 1))).clip(0, 255).astype(np.uint8)
+    pixels = to_bytes(_decode(path, colors=True), depth, path)
     if channels == 1 and pixels.shape[2] == 3:
         pixels = np.rint(pixels @ np.array([[0.299], [0.587], [0.114]], np.float32)).astype(np.uint8)
     if channels == 3 and pixels.shape[2] == 1:
@@ -70,38 +69,33 @@ def read_image(path: Path, *, channels: int | None = None, depth: int = 16) -> B
     return pixels
 
 
-def largest_value(path: Path) -> int:
-    """The largest stored value of an image, to learn how many of its 16 bits are used."""
-    return int(_decode(path, colors=True).max())
+def read_stored_image(path: Path) -> Array:
+    """An image as `read_image` has it, but with its values as stored: uint8 or uint16 [H, W, 1 or 3]."""
+    return _decode(path, colors=True)
 
 
-def read_mask(path: Path, classes: Classes) -> Bytes:
-    """Read a mask of class ids (grey or palette indices) or of class colours (RGB, RGBA).
-
-    Returns:
-        uint8 [H, W] of class indices 0..K-1, `IGNORE` where unknown.
+def to_bytes(pixels: Array, depth: int, path: Path) -> Bytes:
+    """Stored values as uint8: those of 16 bits are multiplied by 255 / (2**depth - 1) and clipped.
 
     Raises:
-        SegmintError: unreadable, or it holds ids or colours that `classes` does not have; the message names
-            each with its first place and number of pixels.
+        SegmintError: more than one value in 20 lies beyond the depth, so that clipping would leave little.
     """
-    indices, wrong = to_indices(read_stored_mask(path), classes)
-    if wrong:
-        raise SegmintError(f"{path}: {wrong}")
-    return indices
+    if pixels.dtype != np.uint16:
+        return np.ascontiguousarray(pixels, np.uint8)
+    if pixels.size and (beyond := float((pixels >> depth > 0).mean())) > BEYOND:
+        raise SegmintError(
+            f"{path}: {beyond:.0%} of its values do not fit into the {depth} bits of the images that it goes with "
+            f"(the largest is {pixels.max()}); scale its values as theirs are"
+        )
+    return np.rint(pixels * np.float32(255 / (2**depth - 1))).clip(0, 255).astype(np.uint8)
 
 
-def to_indices(stored: Array, classes: Classes) -> tuple[Bytes, str]:
-    """Class indices of a stored mask, `IGNORE` where `classes` lacks them; a sentence on these, or ""."""
-    if stored.ndim == 2:
-        indices: Bytes = _id_table(classes)[stored]
-    else:
-        indices = _color_table(classes)[pack_colors(stored)]
-    unknown = indices == _UNKNOWN
-    if not unknown.any():
-        return indices, ""
-    indices[unknown] = IGNORE
-    return indices, _strangers(stored, unknown)
+def bits_used(path: Path) -> int:
+    """How many bits hold an image's values: 8, 10, 12, 14 or 16; one value in 10,000 may need more (dead pixels)."""
+    pixels = _decode(path, colors=True)
+    if pixels.dtype != np.uint16:
+        return 8
+    return next((bits for bits in (8, 10, 12, 14) if (pixels >> bits > 0).mean() <= DEAD), 16)
 
 
 def read_stored_mask(path: Path) -> Array:
@@ -110,43 +104,12 @@ def read_stored_mask(path: Path) -> Array:
     return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
 
-def pack_colors(pixels: Bytes) -> Array:
-    """Colours uint8 [..., 3] as uint32 red * 65536 + green * 256 + blue."""
-    wide: Array = pixels.astype(np.uint32)
-    return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
-
-
-@lru_cache(maxsize=8)
-def _id_table(classes: Classes) -> Bytes:
-    table = np.full(65536, _UNKNOWN, np.uint8)
-    table[list(classes.ids)] = np.arange(len(classes))
-    table[classes.ignore] = IGNORE
-    return table
-
-
-@lru_cache(maxsize=2)
-def _color_table(classes: Classes) -> Bytes:
-    table = np.full(1 << 24, _UNKNOWN, np.uint8)
-    if len(classes):
-        table[pack_colors(np.array(classes.colors, np.uint8))] = np.arange(len(classes))
-    if classes.ignore_color is not None:
-        table[pack_colors(np.array(classes.ignore_color, np.uint8))] = IGNORE
-    return table
-
-
-def _strangers(stored: Array, unknown: npt.NDArray[np.bool_], most: int = 8) -> str:
-    """Which values classes.yaml lacks, where each is first met (by rows), and on how many pixels."""
-    ys, xs = np.nonzero(unknown)
-    codes = stored[unknown] if stored.ndim == 2 else pack_colors(stored[unknown])
-    values, firsts, counts = np.unique(codes, return_index=True, return_counts=True)
-    told = []
-    for value, first, count in zip(values[:most], firsts, counts, strict=False):
-        code = int(value)
-        name = f"class id {code}" if stored.ndim == 2 else f"colour ({code >> 16}, {code >> 8 & 255}, {code & 255})"
-        told.append(f"{name} (first at x={xs[first]}, y={ys[first]}; {count} pixel{'s' if count > 1 else ''})")
-    more = f" and {len(values) - most} others" if len(values) > most else ""
-    kind = "ids" if stored.ndim == 2 else "colours"
-    return f"{', '.join(told)}{more} not among the classes; add to classes.yaml or correct the mask's {kind}"
+def stored_palette(path: Path) -> Bytes | None:
+    """The colours uint8 [N, 3] that a PNG's indices stand for; None of a file without indices."""
+    if _png_header(path)[1] != 3:
+        return None
+    with _telling(path), _open(path) as picture:
+        return np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
 
 
 def read_header(path: Path) -> Header:
@@ -163,8 +126,7 @@ def read_header(path: Path) -> Header:
                 page = _page(tiff)
                 turned = _orientation(page.tags.get(274)) >= 5
                 size = (page.imagewidth, page.imagelength) if turned else (page.imagelength, page.imagewidth)
-                grey = page.samplesperpixel < 3 and int(page.photometric) in (0, 1)
-                return Header(size, 1 if grey else 3, 16 if page.bitspersample > 8 else 8)
+                return Header(size, tiff_channels(page) or 3, 16 if page.bitspersample > 8 else 8)
         with _open(path) as picture:
             width, height = picture.size
             turned = _exif_orientation(picture) >= 5
@@ -182,34 +144,11 @@ def write_image(path: Path, array: Array) -> None:
     """Write uint8 [H, W], [H, W, 1] or [H, W, 3] in the format of the suffix, by way of a temporary name."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    _save(path, Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8)))
+    save_picture(path, Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8)))
 
 
-def write_mask(path: Path, indices: Array, classes: Classes) -> None:
-    """Write class indices [H, W] (0..K-1, or `IGNORE`) as a PNG of ids, coloured by the classes' palette.
-
-    Ids above 255 make a grey 16-bit PNG, which has no palette.
-    """
-    _save(path, mask_picture(indices, classes))
-
-
-def mask_picture(indices: Array, classes: Classes) -> Image.Image:
-    """What `write_mask` writes, as a picture in memory."""
-    table = np.full(256, classes.ignore, np.uint16)
-    table[: len(classes)] = classes.ids
-    ids = table[indices]
-    if max(*classes.ids, classes.ignore) > 255:
-        return Image.fromarray(ids)
-    palette = np.full((256, 3), 255, np.uint8)
-    palette[list(classes.ids)] = classes.colors
-    if classes.ignore_color is not None:
-        palette[classes.ignore] = classes.ignore_color
-    picture = Image.fromarray(ids.astype(np.uint8))
-    picture.putpalette(palette.tobytes())
-    return picture
-
-
-def _save(path: Path, picture: Image.Image) -> None:
+def save_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture in the format of the suffix, by way of a temporary name."""
     options: dict[str, Any] = {"lossless": True} if path.suffix.lower() == ".webp" else {}
     kind = _FORMATS.get(path.suffix.lower())
     if kind is None:
@@ -287,7 +226,26 @@ def _page(tiff: Any) -> Any:
         raise SegmintError(_too_large(tiff.filehandle.path, page.imagewidth, page.imagelength))
     if len(tiff.pages) > 1 and tiff.pages[1].shape == page.shape:
         raise SegmintError(f"{tiff.filehandle.path}: holds {len(tiff.pages)} pages; save one image per file")
+    if tiff_channels(page) is None:
+        raise SegmintError(
+            f"{tiff.filehandle.path}: holds {page.samplesperpixel} bands of kind {page.photometric.name}; save one of "
+            "them (grey) or three (RGB), with or without transparency"
+        )
     return page
+
+
+def tiff_channels(page: Any) -> int | None:
+    """1 (grey) or 3 (RGB, also of a palette) of a TIFF page, not counting transparency; None for all other kinds.
+
+    Three bands that are not said to be colours are taken for RGB, as GDAL writes 16-bit RGB without saying so.
+    """
+    kind, bands = int(page.photometric), page.samplesperpixel
+    if page.extrasamples and int(page.extrasamples[-1]) in (1, 2):
+        bands -= 1
+    if kind == 3:
+        return 3 if bands == 1 else None
+    allowed = {0: (1, 3), 1: (1, 3), 2: (3,), 6: (3,)}.get(kind, ())
+    return bands if bands in allowed else None
 
 
 def _too_large(path: Path | str, width: int, height: int) -> str:

@@ -95,7 +95,7 @@ def _collect(folder: Path, suffixes: tuple[str, ...], others: list[Path]) -> tup
     found: dict[str, str] = {}
     doubles: list[str] = []
     cut = len(str(folder)) + 1
-    for path in _walk(str(folder)) if folder.is_dir() else ():
+    for path in walk(str(folder)) if folder.is_dir() else ():
         stem, suffix = os.path.splitext(path)  # noqa: PTH122, a Path for each of 50,000 files takes seconds
         name = stem[cut:].replace(os.sep, "/")
         if suffix.lower() not in suffixes:
@@ -107,13 +107,21 @@ def _collect(folder: Path, suffixes: tuple[str, ...], others: list[Path]) -> tup
     return found, doubles
 
 
-def _walk(folder: str) -> Iterator[str]:
-    """All files below a folder, hidden ones left out, each folder in the order of names."""
+def walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """All files below a folder, hidden ones left out, each folder in the order of names; links are followed.
+
+    Args:
+        folder: where to look.
+        above: the folders that it lies in; one that a link leads back to is left out.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _walk(entry.path)
+                yield from walk(entry.path, above | {real})
             else:
                 yield entry.path

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +17,7 @@ _BUDGET = re.compile(r"labelled-(\d+)-seed(\d+)")
 
 
 def read_splits(folder: Path, known: Mapping[str, int]) -> tuple[dict[str, list[int]], list[str]]:
-    """Read every splits/*.txt, one item name a line (blank lines and lines beginning with # do not count).
+    """Read every splits/*.txt, one item name a line; blank lines do not count, nor comments that begin with #.
 
     Args:
         folder: the `splits` folder; may be absent.
@@ -30,14 +32,14 @@ def read_splits(folder: Path, known: Mapping[str, int]) -> tuple[dict[str, list[
         if not (path.stem in ("train", "unlabelled", *HELD_OUT) or _BUDGET.fullmatch(path.stem)):
             continue
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             problems.append(f"{path}: cannot be read ({error}); it must be a text file in UTF-8, one name a line")
             continue
         chosen: dict[int, None] = {}
         for number, line in enumerate(lines, 1):
             name = line.strip()
-            if not name or name.startswith("#"):
+            if not name or (name.startswith("#") and name not in known):
                 continue
             if name not in known:
                 hint = "; leave the suffix out" if name.rpartition(".")[0] in known else ""
@@ -87,9 +89,13 @@ def complete(lists: Mapping[str, Sequence[int]], groups: Sequence[str]) -> dict[
 def make_splits(groups: Sequence[str], labelled: Iterable[int], seed: int = 0) -> dict[str, list[int]]:
     """About 70/15/15 per cent of the groups that hold labelled images; groups without any go to train.
 
+    Of nested groups, such as patient/visit, the outermost are kept together, if there are three of these.
+
     Raises:
         SegmintError: fewer than three groups hold labelled images.
     """
+    labelled = list(labelled)
+    groups = _outermost(groups, labelled)
     order = sorted({groups[item] for item in labelled}, key=lambda group: mix(seed, "split", group))
     if len(order) < 3:
         raise SegmintError(
@@ -105,11 +111,38 @@ def make_splits(groups: Sequence[str], labelled: Iterable[int], seed: int = 0) -
     return splits
 
 
+def _outermost(groups: Sequence[str], labelled: Sequence[int]) -> list[str]:
+    """The groups, cut to as few folder levels as leave three of them with labelled images."""
+    for level in range(1, max((group.count("/") for group in groups), default=0) + 1):
+        cut = ["/".join(group.split("/")[:level]) for group in groups]
+        if len({cut[item] for item in labelled}) >= 3:
+            return cut
+    return list(groups)
+
+
 def write_splits(folder: Path, splits: Mapping[str, Sequence[int]], names: Sequence[str]) -> None:
-    """Write one text file per split, train last: interrupted writing leaves nothing that looks complete."""
-    for split in sorted(splits, key=lambda split: split == "train"):
-        with replacing(folder / f"{split}.txt") as temporary:
-            temporary.write_text("".join(f"{names[item]}\n" for item in splits[split]), encoding="utf-8")
+    """Write one text file per split, all at once: nobody ever sees only some of them.
+
+    Raises:
+        SegmintError: they cannot be written.
+    """
+    texts = {split: "".join(f"{names[item]}\n" for item in members) for split, members in splits.items()}
+    if folder.is_dir():  # with files of budgets
+        for split, text in texts.items():
+            with replacing(folder / f"{split}.txt") as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        return
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        for split, text in texts.items():
+            (temporary / f"{split}.txt").write_text(text, encoding="utf-8")
+        temporary.rename(folder)
+    except OSError as error:
+        if not folder.is_dir():  # else another process was sooner, with the same
+            raise SegmintError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def halve(members: Sequence[int], groups: Sequence[str]) -> tuple[list[int], list[int]]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from segmint.data.io import MAX_PIXELS, Array, Bytes, read_image
+from segmint.data.io import MAX_PIXELS, Array, Bytes, read_image, tiff_channels, to_bytes
 from segmint.types import SegmintError, reason
 
 CACHE = 256 * 2**20
@@ -25,8 +25,8 @@ PIECE = 512 * 2**20
 GEO = (33550, 33922, 34264, 34735, 34736, 34737)
 """Tags of GeoTIFF: pixel scale, tie points, transformation, keys, and the numbers and words that these refer to."""
 
-_SAMPLES = {1: 1, 2: 3, 6: 3}
-"""Samples of colour by photometric interpretation: grey, RGB, YCbCr (which is decoded to RGB)."""
+_DIRECT = (1, 2, 6)
+"""Photometric interpretations of which a part is decoded as the whole is: grey, RGB, YCbCr (to RGB)."""
 _JPEG = (6, 7, 34892, 33007)
 
 
@@ -145,7 +145,7 @@ class TiffRaster:
     @property
     def channels(self) -> int:
         """1 or 3."""
-        return _SAMPLES[int(self._page.photometric)]
+        return tiff_channels(self._page) or 3
 
     @cached_property
     def obstacle(self) -> str | None:
@@ -155,8 +155,8 @@ class TiffRaster:
         piece = int(np.prod(self._segment)) * (page.dtype.itemsize if page.dtype else 1)
         facts = (
             (page.dtype not in (np.uint8, np.uint16), f"holds {page.dtype} values"),
-            (int(page.photometric) not in _SAMPLES, f"is of kind {page.photometric}"),
-            (page.samplesperpixel < _SAMPLES.get(int(page.photometric), 1), "lacks channels"),
+            (int(page.photometric) not in _DIRECT, f"is of kind {page.photometric}"),
+            (tiff_channels(page) is None, f"holds {page.samplesperpixel} bands"),
             (orientation != 1, f"is to be turned (orientation {orientation})"),
             (page.imagedepth != 1, "is a volume"),
             (len(pages) > 1 and pages[1].shape == page.shape, f"holds {len(pages)} pages"),
@@ -172,10 +172,7 @@ class TiffRaster:
         """
         with self._telling():
             pixels = self._mapped(window) if self._page.is_final else self._decoded(window)
-        pixels = pixels[..., : self.channels]
-        if pixels.dtype == np.uint16:
-            return np.rint(pixels * np.float32(255 / (2**self.depth - 1))).clip(0, 255).astype(np.uint8)
-        return np.ascontiguousarray(pixels, np.uint8)
+        return to_bytes(pixels[..., : self.channels], self.depth, self.path)
 
     @property
     def _segment(self) -> tuple[int, int, int]:

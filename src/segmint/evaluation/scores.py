@@ -116,7 +116,7 @@ class Judge:
         if tuple(batch.mask.shape[1:]) == self.size:
             return batch
         image = interpolate(batch.image, size=self.size, mode="bilinear", antialias=True).clamp(-1, 1)
-        mask = interpolate(batch.mask[:, None].float(), size=self.size, mode="nearest")[:, 0].long()
+        mask = interpolate(batch.mask[:, None].float(), size=self.size, mode="nearest-exact")[:, 0].long()
         return Batch(image, mask)
 
     def predict(self, image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -20,7 +20,8 @@ import torch
 from segmint.config import write_atomic
 from segmint.data.cache import from_pixels
 from segmint.data.classes import read_classes
-from segmint.data.io import Bytes, read_image, read_mask, replacing, write_mask
+from segmint.data.io import Bytes, read_image, replacing
+from segmint.data.masks import read_mask, write_mask
 from segmint.evaluation.files import read_lines
 from segmint.types import IGNORE, Batch, SegmintError
 

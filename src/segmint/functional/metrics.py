@@ -203,9 +203,11 @@ def brier_table(probabilities: Tensor, truth: Tensor) -> Tensor:
         float64 [B, 2]: sum over pixels, and number of pixels.
     """
     known = truth != IGNORE
-    p = probabilities.double()
-    right = p.gather(1, torch.where(known, truth, 0).long()[:, None])[:, 0]
-    return _sums(p.square().sum(1) - 2 * right + 1, known)
+    right = probabilities.gather(1, torch.where(known, truth, 0).long()[:, None])[:, 0].double()
+    squares = torch.zeros_like(right)
+    for share in probabilities.unbind(1):  # all classes at once in double precision would be gigabytes
+        squares += share.double().square()
+    return _sums(squares - 2 * right + 1, known)
 
 
 def nll_table(probabilities: Tensor, truth: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from segmint.inference.tiles import Cell, Tiling, segment_tiles
 from segmint.inference.video import MEMORY, VIDEO_KINDS, predict_video
 from segmint.inference.workers import Workers, write_all
 from segmint.training.run import Run
-from segmint.types import SegmintError, reason
+from segmint.types import SegmintError, is_memory, reason
 
 Progress = Callable[[str, int, int], None]
 """Told what is counted ("images", "tiles" or "frames"), how many are done, and of how many (0: not known)."""
@@ -272,7 +272,9 @@ class _Segmenter:
             raise
         except SegmintError as error:
             return _Done(failure=str(error) if job.source in str(error) else f"{job.source}: {error}")
-        except MemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_memory(error):
+                raise
             return _Done(failure=f"{job.source}: does not fit into memory; segment it in tiles (--tile)")
 
     def _video(self, job: Input) -> None:

@@ -15,7 +15,8 @@ from segmint.config import write_atomic
 from segmint.data.cache import to_pixels
 from segmint.data.classes import Classes, write_classes
 from segmint.data.folder import Data, open_folder
-from segmint.data.io import Bytes, write_image, write_mask
+from segmint.data.io import Bytes, write_image
+from segmint.data.masks import write_mask
 from segmint.inference.masks import FolderMasks, MaskMix, MaskSource, MixedMasks, Originals, weights
 from segmint.inference.workers import Entries, Workers, write_all
 from segmint.locks import LOCK, locked

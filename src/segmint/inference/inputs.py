@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from segmint.data.frames import VIDEO_SUFFIXES, is_stream
 from segmint.data.io import IMAGE_SUFFIXES
+from segmint.data.listing import walk
 from segmint.types import SegmintError
 
 STDIN = "-"
@@ -85,7 +86,7 @@ def _files(given: str, out: Path) -> Iterator[Input]:
         if inside.is_dir() and ((path / "masks").is_dir() or (path / "classes.yaml").is_file()):
             path = inside
         _refuse_inside(out, path)
-        files = _wanted(path.rglob("*"), path)
+        files = _wanted(map(Path, walk(str(path))), path)
         if not files:
             raise SegmintError(f"{path}: holds no image or video ({', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)})")
         yield from (_named(file, path) for file in files)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -130,7 +130,8 @@ class FolderMasks:
         self.items = [i for i, item in enumerate(data.items) if item.masks and item.name not in dropped]
         if not self.items:
             raise SegmintError(f"--masks {folder}: none of its images has a mask; choose another folder")
-        self.pixels, self.channels = Pixels.open(data, run.size), int(run.method.config["in_channels"])
+        self.channels = int(run.method.config["in_channels"])
+        self.pixels = Pixels.open(replace(data, depth=run.settings.depth), run.size)
 
     def take(self, numbers: Sequence[int], seeds: Sequence[int]) -> Originals:
         """Item i gets the mask i, counted round."""

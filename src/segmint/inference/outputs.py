@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from segmint.data.classes import Classes
-from segmint.data.io import Array, Bytes, replacing, write_mask
+from segmint.data.io import Array, Bytes, replacing
+from segmint.data.masks import write_mask
 from segmint.data.windows import Place, Raster, Window
 from segmint.inference.tiles import Cell
 from segmint.types import SegmintError

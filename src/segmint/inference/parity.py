@@ -13,7 +13,8 @@ from torch import Tensor
 
 from segmint.data.cache import resize
 from segmint.data.folder import Data
-from segmint.data.io import Bytes, read_image, read_mask
+from segmint.data.io import Bytes, read_image
+from segmint.data.masks import read_mask
 from segmint.functional.labels import most_likely
 from segmint.functional.metrics import confusion, mean_iou
 from segmint.inference.exported import ExportedSegmenter

@@ -21,7 +21,8 @@ from segmint.config import write_atomic
 from segmint.data.cache import Pixels
 from segmint.data.classes import write_classes
 from segmint.data.folder import Data, open_folder
-from segmint.data.io import Bytes, read_image, read_mask
+from segmint.data.io import Bytes, read_image
+from segmint.data.masks import read_mask
 from segmint.data.video import write_video
 from segmint.inference.generate import MOST, claim, facts_of, sweep, to_bytes, write_pair
 from segmint.inference.workers import Entries, Workers, write_all

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from segmint.data.classes import Classes
 from segmint.data.frames import Frames, open_frames
-from segmint.data.io import Bytes, write_mask
+from segmint.data.io import Bytes
+from segmint.data.masks import write_mask
 from segmint.data.video import write_video
 from segmint.functional.sequences import visible, warp
 from segmint.inference.draws import Draws, entropy

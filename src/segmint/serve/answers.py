@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from segmint.data.classes import Classes, write_classes
-from segmint.data.io import Array, Bytes, mask_picture
+from segmint.data.io import Array, Bytes
+from segmint.data.masks import mask_picture
 from segmint.inference.generate import write_pair
 from segmint.inference.outputs import blend
 from segmint.serve.models import Model, Pair

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from starlette.exceptions import HTTPException
 
 from segmint.data.classes import Classes
-from segmint.data.io import Bytes, read_header, read_image, read_mask
+from segmint.data.io import Bytes, read_header, read_image
+from segmint.data.masks import read_mask
 from segmint.serve.models import LEAST_SIDE
 from segmint.serve.settings import Settings
 from segmint.types import SegmintError, reason

@@ -8,7 +8,7 @@ from typing import Any
 
 from segmint.evaluation.files import read_json, write_json
 from segmint.training.checkpoint import read_log
-from segmint.types import SegmintError, reason
+from segmint.types import SegmintError, is_memory, reason
 
 JOB, DONE, FAILED, PAUSED, LOG = "piece.json", "done.json", "failed.json", "paused.json", "output.txt"
 
@@ -36,7 +36,7 @@ def fail(folder: Path, status: str, reason: str, seconds: float = 0.0) -> None:
 def said(error: BaseException) -> str:
     """Why something failed, in a line."""
     words = reason(error)
-    if isinstance(error, MemoryError) or ("memory" in words.lower() and isinstance(error, RuntimeError)):
+    if is_memory(error):
         return f"out of memory: {words}"
     return words if isinstance(error, SegmintError) else f"{type(error).__name__}: {words}"
 

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmint.data.cache import Pixels, cache_folder, digest_of
+from segmint.config import read_run
+from segmint.data.cache import Pixels
 from segmint.data.classes import read_classes
 from segmint.data.io import Bytes, replacing
+from segmint.data.store import cache_folder, digest_of
 from segmint.methods.method import Method, device_of, load
 from segmint.nets.layers import resize
 from segmint.seeds import Seeds
@@ -108,6 +110,12 @@ def _segmenter(pixels: Pixels, run: Path) -> Method:
         raise SegmintError(
             f"masks_from: {run} takes images of {method.config['in_channels']} channels, "
             f"those of {pixels.data.root} have {pixels.data.channels}"
+        )
+    depth = read_run(run).depth
+    if depth != pixels.data.depth:
+        raise SegmintError(
+            f"masks_from: {run} was trained on images of {depth} bits, those of {pixels.data.root} have "
+            f"{pixels.data.depth}; train it anew on these"
         )
     return method
 

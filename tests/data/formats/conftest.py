@@ -13,7 +13,7 @@ from PIL import Image
 
 from segmint.data.convert import Converted, Reading, convert
 from segmint.data.folder import open_folder
-from segmint.data.io import read_mask
+from segmint.data.masks import read_mask
 from segmint.types import IGNORE
 
 Words = list[list[str]]

@@ -15,7 +15,8 @@ from segmint.data.classes import Classes, write_classes
 from segmint.data.convert import Reading, Writing, convert
 from segmint.data.folder import open_folder
 from segmint.data.formats.format import find, names
-from segmint.data.io import read_image, write_image, write_mask
+from segmint.data.io import read_image, write_image
+from segmint.data.masks import write_mask
 from segmint.types import IGNORE, SegmintError
 
 Words = Callable[[Path], dict[str, list[Any]]]

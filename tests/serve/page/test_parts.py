@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 from segmint.data.classes import Classes
 from segmint.data.folder import open_folder
-from segmint.data.io import read_mask, write_mask
+from segmint.data.masks import read_mask, write_mask
 from segmint.data.video import write_video
 from segmint.evaluation.sorting import Decision
 from segmint.serve.models import Models

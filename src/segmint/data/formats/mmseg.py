@@ -17,8 +17,9 @@ from segmint.data.exporting import Export
 from segmint.data.folder import find_classes
 from segmint.data.foreign import Source, entries, get, item_name, read_json, split_of
 from segmint.data.formats.format import Entry, Format, Found, Label
-from segmint.data.io import Bytes, read_mask, replacing, write_mask
+from segmint.data.io import Bytes, replacing
 from segmint.data.listing import Item
+from segmint.data.masks import read_mask, write_mask
 from segmint.data.polygons import Size
 from segmint.types import IGNORE, SegmintError
 

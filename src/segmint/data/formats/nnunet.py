@@ -19,7 +19,8 @@ from segmint.data.classes import Classes
 from segmint.data.exporting import Export
 from segmint.data.foreign import Source, get, head, item_name, read_json
 from segmint.data.formats.format import IGNORED, Entry, Format, Found, Label, Labels
-from segmint.data.io import IMAGE_SUFFIXES, Bytes, read_mask, replacing, write_mask
+from segmint.data.io import IMAGE_SUFFIXES, Bytes, replacing
+from segmint.data.masks import read_mask, write_mask
 from segmint.data.polygons import Size
 from segmint.types import IGNORE, SegmintError
 

@@ -20,7 +20,8 @@ from segmint.data.classes import LARGEST, Classes, Color
 from segmint.data.exporting import Export
 from segmint.data.foreign import Source, item_name, split_of
 from segmint.data.formats.format import Entry, Format, Found, Label, Labels
-from segmint.data.io import Bytes, pack_colors, read_mask, read_stored_mask, replacing, to_indices, write_mask
+from segmint.data.io import Bytes, read_stored_mask, replacing
+from segmint.data.masks import pack_colors, read_mask, to_indices, write_mask
 from segmint.data.polygons import Size
 from segmint.types import IGNORE, SegmintError, reason
 

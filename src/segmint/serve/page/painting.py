@@ -12,7 +12,8 @@ import numpy as np
 
 from segmint.data.classes import Classes
 from segmint.data.folder import open_folder
-from segmint.data.io import IMAGE_SUFFIXES, Bytes, read_mask
+from segmint.data.io import IMAGE_SUFFIXES, Bytes
+from segmint.data.masks import read_mask
 from segmint.serve.limits import naming, read_uploaded_image
 from segmint.serve.models import Model, Models
 from segmint.serve.page import parts

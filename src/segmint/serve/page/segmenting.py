@@ -12,7 +12,8 @@ import numpy as np
 
 from segmint.data.classes import Classes
 from segmint.data.frames import VIDEO_SUFFIXES, open_frames
-from segmint.data.io import IMAGE_SUFFIXES, Array, Bytes, write_mask
+from segmint.data.io import IMAGE_SUFFIXES, Array, Bytes
+from segmint.data.masks import write_mask
 from segmint.data.video import write_video
 from segmint.evaluation.pictures import heat
 from segmint.inference.outputs import blend

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from segmint.data.io import read_header, read_mask
+from segmint.data.io import read_header
+from segmint.data.masks import read_mask
 from segmint.evaluation.pictures import colorize, overlay
 from segmint.evaluation.sorting import Pairs
 from segmint.serve.page import parts
