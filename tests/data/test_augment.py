@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segmint.data.augment import PRESETS, Augmentation, augment, resolve
+from segmint.data.augment import PRESETS, Augmentation, _grid, augment, resolve
 from segmint.types import IGNORE, Batch, SegmintError
 
 
@@ -105,3 +105,13 @@ def test_settings_are_resolved_and_checked():
         resolve({"flop": 1})
     with pytest.raises(SegmintError, match="there is no 'mad'"):
         resolve({"preset": "mad"})
+
+
+def test_turning_and_mirroring_shear_nothing():
+    how = Augmentation(flip=0.5, flip_vertical=0.5, rotate=180.0)
+    theta = _grid(Batch(torch.zeros(64, 1, 24, 24), torch.zeros(64, 24, 24, dtype=torch.long)), how, generator())
+    across, down = theta[:, 12, 13] - theta[:, 12, 12], theta[:, 13, 12] - theta[:, 12, 12]
+    steps = torch.stack([across, down], 2)
+    assert torch.allclose(torch.linalg.det(steps).abs(), torch.full((64,), (2 / 24) ** 2), rtol=1e-3)
+    assert torch.allclose((across * down).sum(1), torch.zeros(64), atol=1e-6)
+    assert set(torch.linalg.det(steps).sign().tolist()) == {-1.0, 1.0}

@@ -71,3 +71,10 @@ def test_unlabelled_items_and_pixels_do_not_count():
         assert torch.allclose(one[key], both[key]), key
     nothing = judge(draws, torch.full_like(target, IGNORE))
     assert all(float(value) == 0 for value in nothing.values())
+
+
+def test_masks_are_compared_exactly_under_autocast():
+    masks = torch.rand(4, 3, 64, 64, generator=numbers()) < 0.4
+    exact = distances(masks.long(), masks.long(), (1,))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(distances(masks.long(), masks.long(), (1,)), exact)

@@ -19,6 +19,7 @@ from segmint.methods.method import Facts, Method, build, load
 from segmint.seeds import Seeds
 from segmint.training.optimizers import PartOptimizers
 from segmint.training.run import train
+from segmint.training.setup import fitting
 from segmint.types import IGNORE, Batch, SegmintError
 
 SIZE = (32, 24)
@@ -407,3 +408,12 @@ def test_it_starts_from_a_supervised_run(shapes: Path, tmp_path: Path):
     assert all(f'"{key}"' in text for key in ("supervised", "unlabelled", "strong", "confident", "agreement"))
     numbers = torch.rand(1, 3, *SIZE) * 2 - 1
     assert torch.equal(load(run.folder).segment(numbers, Seeds([0])), run.method.segment(numbers, Seeds([0])))
+
+
+def test_who_starts_from_it_starts_from_the_teacher():
+    method = make()
+    with torch.no_grad():
+        method.teacher.head.bias += 1
+    taken = fitting(make(), method)
+    assert torch.equal(taken["network.head.bias"], method.teacher.head.bias)
+    assert torch.equal(taken["teacher.head.bias"], method.teacher.head.bias)

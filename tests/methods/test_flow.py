@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
+from segmint.functional.flow import time_grid
 from segmint.methods.method import Facts, Method, build, find
 from segmint.seeds import Seeds
 from segmint.types import IGNORE, Batch, SegmintError
@@ -165,3 +168,19 @@ def test_the_patch_follows_the_size():
     small, _ = find("flow").adapt({}, Facts(size=(32, 48), **facts))
     chosen, _ = find("flow").adapt({"patch": 8}, Facts(size=(96, 128), **facts))
     assert (large["patch"], small["patch"], chosen["patch"]) == (4, 2, 8)
+
+
+@pytest.mark.parametrize(("lead", "steps"), [(1.0, 7), (1.0, 5), (0.5, 6)])
+def test_no_step_straddles_where_a_clock_stops(lead: float, steps: int):
+    from segmint.methods.flow import _Painter
+
+    method = build("flow", classes=3, image_size=SIZE, lead=lead, **TINY)
+    painter = _Painter(method, None, None, torch.zeros(1, 2, *SIZE), None)
+    times = painter.turning(time_grid(steps))
+    assert len(times) == steps + 1
+    moved = [0.0, 0.0]
+    for here, there in pairwise(times):
+        image, image_speed, mask, mask_speed = painter.clocks(here)
+        assert moved == pytest.approx([image, mask]), "each has gone as far as its clock says"
+        moved = [moved[0] + image_speed * (there - here), moved[1] + mask_speed * (there - here)]
+    assert moved == pytest.approx([1, 1])

@@ -153,7 +153,7 @@ def _grid(batch: Batch, how: Augmentation, generator: torch.Generator) -> Tensor
     aspect = height / width
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0] = angle.cos() * scale_x * mirror
-    theta[:, 0, 1] = -angle.sin() * scale_y * aspect
+    theta[:, 0, 1] = -angle.sin() * scale_y * upside * aspect
     theta[:, 1, 0] = angle.sin() * scale_x * mirror / aspect
     theta[:, 1, 1] = angle.cos() * scale_y * upside
     theta[:, 0, 2] = uniform(-1, 1) * (1 - scale_x).abs()

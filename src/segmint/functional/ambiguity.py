@@ -32,10 +32,11 @@ def _overlaps(first: Tensor, second: Tensor, classes: Sequence[int]) -> tuple[Te
     exact = torch.float32 if a.shape[-1] < 2**24 else torch.float64
     known_a, known_b = (a != IGNORE).to(exact), (b != IGNORE).to(exact)
     shared, areas = [], []
-    for index in classes:
-        in_a, in_b = (a == index).to(exact), (b == index).to(exact)
-        shared.append(in_a @ in_b.mT)
-        areas.append(in_a @ known_b.mT + known_a @ in_b.mT)
+    with torch.autocast(a.device.type, enabled=False):  # in bfloat16 counts would be rounded
+        for index in classes:
+            in_a, in_b = (a == index).to(exact), (b == index).to(exact)
+            shared.append(in_a @ in_b.mT)
+            areas.append(in_a @ known_b.mT + known_a @ in_b.mT)
     return torch.stack(shared, -1).double(), torch.stack(areas, -1).double()
 
 

@@ -105,7 +105,8 @@ def encode(mask: Tensor, codes: Tensor) -> Tensor:
 
 def expected_code(logits: Tensor, codes: Tensor) -> Tensor:
     """The mean code word under softmax(logits) [B, K, H, W] -> [B, bits, H, W]: the clean mask, as the flow sees it."""
-    return torch.einsum("bkhw,kc->bchw", logits.softmax(1), codes.to(logits.dtype))
+    with torch.autocast(logits.device.type, enabled=False):  # differences of expected codes are small
+        return torch.einsum("bkhw,kc->bchw", logits.softmax(1), codes.to(logits.dtype))
 
 
 def time_grid(steps: int, shift: float = 1.0) -> list[float]:

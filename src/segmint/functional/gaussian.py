@@ -60,7 +60,8 @@ class LowRankNormal:
         Returns:
             M samples of each item, [B, M, K, H, W].
         """
-        together = torch.bmm(shared, self.factor.flatten(2)).view(*shared.shape[:2], *self.mean.shape[1:])
+        with torch.autocast(shared.device.type, enabled=False):
+            together = torch.bmm(shared, self.factor.flatten(2)).view(*shared.shape[:2], *self.mean.shape[1:])
         return torch.addcmul(together + self.mean.unsqueeze(1), own, self.deviation.unsqueeze(1))
 
 

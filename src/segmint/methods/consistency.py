@@ -190,6 +190,11 @@ class Consistency(Method):
         self.teacher.eval()
         return self
 
+    def starting_weights(self) -> dict[str, Tensor]:
+        """The teacher's, which is what was validated, for student and teacher."""
+        found = self.state_dict()
+        return {key: found.get(key.replace("network.", "teacher.", 1), value) for key, value in found.items()}
+
     def parts(self) -> dict[str, nn.Module]:
         """The student; the teacher follows it."""
         return {"model": self.network}
@@ -279,7 +284,7 @@ class Consistency(Method):
         view = augment(weak, self.strong_view, generator)
         if not self.cutmix:
             return view, probability
-        partner = torch.randperm(len(view), generator=generator).to(view.mask.device)
+        partner = torch.arange(len(view), device=view.mask.device).roll(1)
         box = boxes(len(view), (view.mask.shape[1], view.mask.shape[2]), self.cutmix, generator).to(view.mask.device)
         other = view[partner]
         wide = box.unsqueeze(1)

@@ -280,7 +280,7 @@ class Flow(Method):
             begin = 1 - self.strength
             noise = flow.interpolate(image.to(device), noise, torch.full((len(seeds),), begin, device=device))
         times = [begin + (1 - begin) * t for t in flow.time_grid(self.steps, self.shift)]
-        state, mask_state = flow.solve(painter.field, (noise, painter.start()), times, self.sampler)
+        state, mask_state = flow.solve(painter.field, (noise, painter.start()), painter.turning(times), self.sampler)
         return Batch(state.clamp(-1, 1), painter.mask(mask_state))
 
     def _untold(self, count: int) -> tuple[Tensor, Tensor]:
@@ -336,6 +336,16 @@ class _Painter:
         mask = min(1.0, position * pace)
         moves = position * pace >= self.model.lead - 1e-9
         return image, pace if moves else 0.0, mask, pace if mask < 1 else 0.0
+
+    def turning(self, times: Sequence[float]) -> list[float]:
+        """The times, the nearest moved to where one clock stops or the other starts, so that no step straddles it."""
+        moved = list(times)
+        if self.given is None and len(moved) > 2:
+            for turn in (self.model.lead / (1 + self.model.lead), 1 / (1 + self.model.lead)):
+                place = min(range(len(moved)), key=lambda i: abs(moved[i] - turn))
+                if 0 < place < len(moved) - 1:
+                    moved[place] = turn
+        return moved
 
     def field(self, state: flow.State, position: float) -> flow.State:
         """Time derivatives of image and code words."""

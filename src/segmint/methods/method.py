@@ -203,6 +203,10 @@ class Method(nn.Module):
         optimizers.minimize("model", terms["loss"])
         return {key: value.detach() for key, value in terms.items()}
 
+    def starting_weights(self) -> dict[str, Tensor]:
+        """The tensors that others take over which start from this method (`--init`), by name."""
+        return self.state_dict()
+
     def finish_epoch(self) -> dict[str, float]:
         """Called after each pass over the data; returns figures to report. EM updates itself here."""
         return {}

@@ -53,7 +53,8 @@ class Stochastic(Method):
         marginal: weight of the pixels' likelihood beside that of the whole mask, which weighs 1. 0 is the loss of the
             paper: on lung nodules, some of its draws were whole images; the more, the fewer and the tamer the draws.
         empty: the value, in every channel, of pixels outside the picture (-1 for the black around a scan); there
-            the covariance is zero, as nothing else would bound it. None: images are content throughout.
+            the covariance is zero, as nothing else would bound it. Train with an augmentation that leaves this value
+            alone, such as `training.augment=flip`. None: images are content throughout.
     """
 
     defaults: ClassVar = {"lr": 2e-3, "weight_decay": 1e-2, "augment": "strong", "ema": 0.99}

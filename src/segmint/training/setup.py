@@ -135,7 +135,8 @@ class Draft:
         if minutes is None:
             return self
         training, note = self.pace.within(minutes, self.settings.training)
-        return self._again(training, note)
+        limited = replace(self, asked=self.asked.model_copy(update={"minutes": minutes}))
+        return limited._again(training, note)
 
     def with_steps(self, steps: int) -> Draft:
         """The same with so many steps."""
@@ -264,6 +265,11 @@ def look(data: Data, settings: RunSettings) -> tuple[Pixels, Images]:
     alone = cls.uses_unlabelled and (settings.budget == 0 or cls.prepares)
     if not labelled and not synthetic and not (alone and unlabelled):
         raise SegmintError(no_masks(data, settings))
+    if not len(data.classes) and not cls.prepares:
+        raise SegmintError(
+            f"{data.root / 'classes.yaml'}: missing, and there are no masks to tell the classes; write it, e.g. "
+            "`classes: [{id: 0, name: background}, {id: 1, name: object}]`"
+        )
     whole = validation_of(pixels, settings.method)
     validation = whole[:: -(-len(whole) // WATCHED)] if whole else []
     if settings.masks_from is None:
@@ -375,7 +381,7 @@ def build_method(settings: RunSettings, own: Mapping[str, nn.Module]) -> Method:
 def fitting(method: Method, other: Method) -> dict[str, torch.Tensor]:
     """The other's tensors that have the name and the shape of one of the method's."""
     own = method.state_dict()
-    taken = other.state_dict()
+    taken = other.starting_weights()
     return {key: value for key, value in taken.items() if key in own and own[key].shape == value.shape}
 
 
