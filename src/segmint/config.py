@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +80,7 @@ class RunSettings(BaseModel):
         init: a run folder whose weights training starts from, wherever a tensor has the same name and shape.
         size: height and width of the training images in pixels; None: that of the data.
         depth: significant bits of the images' values (8; more for 16-bit files).
+        minutes: how long it was to take, so that its steps were measured; None: they were given.
         training: see `TrainSettings`.
         notes: what was decided and why, in sentences.
     """
@@ -97,6 +99,7 @@ class RunSettings(BaseModel):
     seed: int = Field(0, ge=0)
     size: tuple[int, int] | None = None
     depth: int = Field(8, ge=1, le=16)
+    minutes: float | None = None
     training: TrainSettings = TrainSettings()
     notes: list[str] = []
 
@@ -154,7 +157,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file to a temporary name, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 

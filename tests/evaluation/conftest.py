@@ -1,6 +1,7 @@
 """Runs that need no training: a segmenter by colour, good or blind."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ def make_run(tmp_path, shapes, monkeypatch):
         methods[name] = (learner or ByColor(classes=3, blind=blind)).eval()
         values = {"method": "supervised", "data": str(shapes), "size": (32, 24), **settings}
         write_run(RunSettings(**values), folder)
+        shutil.copy(Path(values["data"]) / "classes.yaml", folder)
         return folder
 
     return make

@@ -2,8 +2,10 @@ import json
 
 import pytest
 
+from segmint.config import read_run, write_run
 from segmint.evaluation.compare import compare, judge
 from segmint.evaluation.evaluate import evaluate
+from segmint.evaluation.tables import pack, read_tables
 from segmint.types import SegmintError
 
 
@@ -179,3 +181,27 @@ def test_what_helped_a_segmenter_is_named(scored, pairs):
     assert labels[:2] == ["supervised + predicted masks", "supervised, pre-trained"]
     assert labels[2] == "supervised + pairs from VAE + predicted masks"
     assert found["others"][2]["sentence"].startswith(f"Using {labels[2]} instead of supervised made")
+
+
+def test_runs_on_other_data_are_no_seeds_and_minutes_hide_no_seed(make_run, data, scored):
+    runs = [scored("one"), scored("two", seed=1), scored("three", seed=2)]
+    for run, place, minutes, steps in zip(
+        runs, ("/a/few", "/a/many", "/b/many"), (None, 10, 10), (9, 8, 7), strict=True
+    ):
+        settings = read_run(run)
+        training = settings.training.model_copy(update={"steps": steps})
+        write_run(settings.model_copy(update={"data": place, "minutes": minutes, "training": training}), run)
+    found = compare(runs[0], runs[1:], "test")
+    assert found["baseline"]["seeds"] == [0]
+    assert [other["seeds"] for other in found["others"]] == [[1, 2]]
+
+
+def test_other_masks_of_the_same_images_are_refused(scored):
+    first, second = scored("first"), scored("second", seed=1)
+    scores = json.loads((second / "metrics.json").read_text())
+    tables = read_tables(scores["test"])
+    tables["confusion"][1] = tables["confusion"][1].roll(1, 0)
+    scores["test"]["per_image"] |= pack(tables)
+    (second / "metrics.json").write_text(json.dumps(scores))
+    with pytest.raises(SegmintError, match=r"second: was evaluated on other masks than .*first, that of '.+' for one"):
+        compare(first, [second], "test")

@@ -1,16 +1,18 @@
 import json
+import shutil
 
+import imagecodecs
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import jaccard_score
 
-from segmint.config import RunSettings, write_run
+from segmint.config import RunSettings, read_run, write_run
 from segmint.data.cache import Pixels
 from segmint.data.folder import open_folder
 from segmint.evaluation.evaluate import evaluate, spread, truth_of
-from segmint.evaluation.tables import read_tables
+from segmint.evaluation.tables import MEASURES, SETS, expand, read_tables
 from segmint.functional import metrics
 from segmint.methods.method import Method, build, save
 from segmint.training.run import Run
@@ -80,6 +82,7 @@ def test_a_run_of_the_real_kind(tmp_path, shapes):
     method = build("supervised", classes=3, image_size=(32, 24), encoder_name="plain", encoder_weights=None)
     save(method, tmp_path)
     write_run(RunSettings(method="supervised", data=str(shapes)), tmp_path)
+    shutil.copy(shapes / "classes.yaml", tmp_path)
     entry = evaluate(tmp_path, shapes, "val", pictures=False, size=(16, 16))
     assert entry["size"] == [16, 16]
     assert entry["method"] == "supervised"
@@ -145,3 +148,44 @@ def test_spread_goes_from_best_to_worst():
     assert spread(figures, 3) == [2, 3, 0] or spread(figures, 3) == [2, 4, 0]
     assert spread(figures, 9) == [2, 4, 3, 0]
     assert spread(figures, 1) == [2]
+
+
+def test_classes_of_other_names_or_order_are_refused(make_run, shapes, tmp_path):
+    run, data = make_run("good"), shutil.copytree(shapes, tmp_path / "data")
+    names = open_folder(data).classes.names
+    text = (data / "classes.yaml").read_text()
+    (data / "classes.yaml").write_text(
+        text.replace(names[1], "new").replace(names[2], names[1]).replace("new", names[2])
+    )
+    with pytest.raises(SegmintError, match=rf"its classes are {names[0]}, {names[2]}, .* but .* was trained with"):
+        evaluate(run, data, "val")
+
+
+def test_deep_images_are_read_as_those_trained_on(make_run, shapes, tmp_path):
+    run, data = make_run("good"), shutil.copytree(shapes, tmp_path / "data")
+    usual = evaluate(run, data, "val", pictures=False)
+    for path in (data / "images").rglob("*.png"):
+        path.write_bytes(imagecodecs.png_encode(np.asarray(Image.open(path)).astype(np.uint16) * 257))
+    with pytest.raises(SegmintError, match=r"\d+% of its values do not fit into the 8 bits"):
+        evaluate(run, data, "val")
+    settings = read_run(run).model_copy(update={"depth": 16})
+    write_run(settings, run)
+    assert evaluate(run, data, "val", pictures=False)["miou"] == usual["miou"]
+
+
+def test_a_split_without_a_known_pixel_is_told(make_run, shapes, tmp_path):
+    run, data = make_run("good"), shutil.copytree(shapes, tmp_path / "data")
+    for item in (opened := open_folder(data)).split("val"):
+        for path in opened.items[item].masks:
+            Image.fromarray(np.full_like(np.asarray(Image.open(path)), IGNORE)).save(path)
+    with pytest.raises(SegmintError, match="no pixel of the masks of split 'val' is known; label some"):
+        evaluate(run, data, "val")
+
+
+def test_draws_are_as_diverse_as_raters_where_few_images_have_several():
+    rows = torch.full((10, len(SETS)), torch.nan)
+    draws, raters = SETS.index("diversity_draws"), SETS.index("diversity_raters")
+    rows[:, draws], rows[:2, draws], rows[:2, raters] = 0, 0.4, 0.4
+    assert float(MEASURES["diversity_ratio"].of(expand({"sets": rows})["sets"].sum(0))) == pytest.approx(1)
+    rows[:2, raters] = torch.nan
+    assert float(MEASURES["diversity_draws"].of(expand({"sets": rows})["sets"].sum(0))) == pytest.approx(0.08)

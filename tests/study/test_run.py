@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,13 @@ def test_cores_are_those_of_this_process():
     assert run.cores_here() >= 1
     assert FINISHED == 0
     assert read_results(Path("nowhere")) == []
+
+
+def test_data_that_changed_since_the_study_was_begun_is_refused(tmp_path, shapes, tiny, here):
+    data = shutil.copytree(shapes, tmp_path / "data")
+    folder = tiny.write(tmp_path / "s", data, {"supervised": tiny.SUPERVISED})
+    run.run_study(folder)
+    run.run_study(folder)
+    next((data / "masks").rglob("*.png")).unlink()
+    with pytest.raises(SegmintError, match=r"data: its images, masks, classes or splits have changed since the study"):
+        run.run_study(folder)

@@ -27,7 +27,7 @@ from segmint.data.cache import Pixels
 from segmint.data.folder import open_folder
 from segmint.methods.method import Facts, Hardware, find, load, names
 from segmint.training import pace
-from segmint.training.choice import choose, disagreement, hardware
+from segmint.training.choice import Choice, choose, disagreement, hardware
 from segmint.training.run import PREPARED, resume, train
 from segmint.types import SegmintError
 
@@ -181,11 +181,9 @@ def test_the_machine_is_described():
 
 
 def test_what_is_picked_is_trained_as_if_it_had_been_named(shapes: Path, tmp_path: Path):
-    told: list[tuple[str, Path]] = []
-    run = train(
-        shapes, out=tmp_path / "a", settings=QUICK, chosen=lambda choice, out: told.append((choice.title, out)), **PLAIN
-    )
-    assert told == [("supervised", tmp_path / "a")]
+    told: list[tuple[Path, Choice | None]] = []
+    run = train(shapes, out=tmp_path / "a", settings=QUICK, begins=lambda *said: told.append(said), **PLAIN)
+    assert told == [(tmp_path / "a", run.choice)]
     assert run.choice is not None
     assert run.settings.method == "supervised"
     assert run.settings.notes[: len(run.choice.notes)] == run.choice.notes

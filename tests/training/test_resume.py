@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,3 +145,12 @@ def test_a_damaged_checkpoint_is_named(shapes: Path, tmp_path: Path):
 def test_a_run_folder_is_not_overwritten(shapes: Path, whole):
     with pytest.raises(SegmintError, match="holds a run already"):
         start(shapes, whole("vae"), "vae")
+
+
+def test_other_classes_are_refused(shapes: Path, tmp_path: Path):
+    data = shutil.copytree(shapes, tmp_path / "data")
+    run = start(data, tmp_path / "run", "supervised", StopAt(4, signal.SIGTERM))
+    text = (data / "classes.yaml").read_text()
+    (data / "classes.yaml").write_text(text.replace("square", "new").replace("disc", "square").replace("new", "disc"))
+    with pytest.raises(SegmintError, match=r"its classes are not those that .*classes\.yaml says this run began with"):
+        resume(run.folder)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,14 @@ from torch import nn
 from segmint.config import TrainSettings
 from segmint.data.folder import open_folder
 from segmint.evaluation.evaluate import evaluate
+from segmint.locks import locked
 from segmint.methods.method import build, load, save
 from segmint.training import checkpoint
 from segmint.training.checkpoint import load_state, read_log
 from segmint.training.ema import MovingAverage
 from segmint.training.optimizers import PartOptimizers, schedule
 from segmint.training.precision import probe
-from segmint.training.run import Run, next_folder, train
+from segmint.training.run import Run, new_folder, train
 from segmint.training.sampler import Pool, Sampler
 from segmint.types import IGNORE, Batch, SegmintError
 
@@ -306,10 +308,10 @@ def test_budgets_hide_masks_and_pairs_are_added(shapes: Path, tmp_path: Path):
 
 
 def test_run_folders_are_numbered(tmp_path: Path):
-    assert next_folder("vae", tmp_path / "runs").name == "1-vae"
-    (tmp_path / "runs" / "9-gan").mkdir(parents=True)
+    assert new_folder("vae", tmp_path / "runs").name == "1-vae"
+    (tmp_path / "runs" / "9-gan").mkdir()
     (tmp_path / "runs" / "demo-x").mkdir()
-    assert next_folder("vae", tmp_path / "runs").name == "10-vae"
+    assert new_folder("vae", tmp_path / "runs").name == "10-vae"
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
@@ -334,3 +336,24 @@ def test_of_many_validation_images_some_are_watched(shapes: Path, tmp_path: Path
     assert len(told) == 1
     assert f"of the {len(whole)} validation images, evenly spread" in told[0]
     assert evaluate(run, shapes, pictures=False, resamples=10)["images"] == len(whole)
+
+
+def test_two_trainings_never_share_a_folder(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "run"
+    with locked(folder), pytest.raises(SegmintError, match="run: another process is writing there"):
+        train(shapes, out=folder, seed=1, settings=QUICK, **PLAIN)
+    assert not (folder / "config.yaml").exists(), "nothing of the second is written beside the first"
+    monkeypatch.chdir(tmp_path)
+    assert [new_folder("vae") for _ in range(3)] == [Path(f"runs/{number}-vae") for number in (1, 2, 3)]
+    told: list[Path] = []
+    run = train(shapes, method="supervised", settings=QUICK, begins=lambda place, _: told.append(place), **PLAIN)
+    assert told == [run.folder] == [Path("runs/4-supervised")]
+
+
+def test_images_alone_do_not_tell_what_the_classes_are(shapes: Path, tmp_path: Path):
+    shutil.copytree(shapes / "images", tmp_path / "data" / "images")
+    with pytest.raises(
+        SegmintError, match=r"classes\.yaml: missing, and there are no masks to tell the classes; write"
+    ):
+        train(tmp_path / "data", method="vae", budget=0, out=tmp_path / "run", settings=QUICK)
+    assert not (tmp_path / "run").exists()

@@ -77,8 +77,7 @@ def train(
             raise SegmintError("--minutes: decides on the steps itself; leave --steps out")
         if steps is not None:
             training["steps"] = steps
-        folder = runs.next_folder(method) if out is None and method is not None else out
-        with TrainingBar(console, str(folder or "training")) as bar:
+        with TrainingBar(console, "training") as bar:
             made = runs.train(
                 data,
                 method=method,
@@ -89,11 +88,11 @@ def train(
                 init=init,
                 seed=seed,
                 size=size_of(size),
-                out=folder,
+                out=out,
                 minutes=minutes,
                 settings=training,
                 watcher=bar,
-                chosen=partial(_announce, bar),
+                begins=partial(_announce, bar),
                 **chosen,
             )
     _tell(made.folder, made.choice.notes if made.choice is not None else ())
@@ -102,10 +101,10 @@ def train(
 def _train_like(study: Path, data: Path, out: Path | None, seed: int, steps: int | None) -> None:
     """Train what a study recommends."""
     from segmint.study.like import recommended, train_like
-    from segmint.training.run import next_folder
+    from segmint.training.run import new_folder
 
     name = recommended(study)
-    folder = out if out is not None else next_folder(name)
+    folder = out if out is not None else new_folder(name)
     console.print(f"{plain(str(study))} recommends [bold]{plain(name)}[/]", highlight=False, soft_wrap=True)
     if not train_like(study, data, folder, seed=seed, steps=steps, console=console):
         again = f"segmint train {data} --like {study} --out {folder}"
@@ -114,9 +113,11 @@ def _train_like(study: Path, data: Path, out: Path | None, seed: int, steps: int
     _tell(folder)
 
 
-def _announce(bar: TrainingBar, choice: Choice, folder: Path) -> None:
-    """Say which strategy was picked, before it is trained."""
+def _announce(bar: TrainingBar, folder: Path, choice: Choice | None) -> None:
+    """Say where it is trained and which strategy was picked, before it is trained."""
     bar.title = str(folder)
+    if choice is None:
+        return
     console.print(f"picked [bold]{choice.title}[/] ({plain(str(folder))}): {plain(choice.reason)}", soft_wrap=True)
     console.print(f"for {plain(choice.seen)}", highlight=False, soft_wrap=True)
     console.print("also considered (--method NAME decides otherwise):", highlight=False)

@@ -140,7 +140,7 @@ def _check(held: Pairs, run: Run, real: Data, by: str, keep: float | int | None)
         raise SegmintError(f"--keep: must be a share such as 0.5, or a count of 1 or more, not {keep}")
     if not held.classes.same_as(real.classes):
         raise SegmintError(f"{held.folder}: its classes are not those of {real.root}; give the data it was made from")
-    check_fits(run.folder, run.method, real)
+    check_fits(run, real)
 
 
 def _validation(data: Data, source: str) -> list[int]:

@@ -36,11 +36,14 @@ class Run:
     def strategy(self) -> str:
         """What makes two runs the same strategy: all settings but the seed and what follows from it.
 
-        Generated pairs are alike if their makers and their folders' names are; the folders may lie anywhere.
+        Data and generated pairs are alike if their makers and their folders' names are; the folders may lie anywhere.
+        Of runs that were given minutes, the steps that were measured to fit do not count.
         """
         derived = {"seed", "notes", "synthetic", "data", "method_settings", "masks_from", "init"}
         settings = self.settings.model_dump(mode="json", exclude=derived)
-        pairs = [Path(path).name for path in self.settings.synthetic]
+        if self.settings.minutes is not None:
+            settings["training"].pop("steps")
+        pairs = [Path(path).name for path in [self.settings.data, *self.settings.synthetic]]
         helped = [self.settings.masks_from is not None, self.settings.init is not None]
         return json.dumps([settings, self.generator, pairs, helped], sort_keys=True)
 
@@ -202,6 +205,12 @@ def _check_same(first: Run, run: Run, split: str) -> None:
         raise SegmintError(
             f"{run.folder}: was evaluated on {len(theirs)} images of {split}, "
             f"which are not the {len(ours)} of {first.folder}; {remedy}"
+        )
+    true = [one.tables["confusion"].sum(2) for one in (first, run)]
+    if not torch.equal(*true):
+        changed = ours[int((true[0] != true[1]).any(1).nonzero()[0])]
+        raise SegmintError(
+            f"{run.folder}: was evaluated on other masks than {first.folder}, that of {changed!r} for one; {remedy}"
         )
 
 

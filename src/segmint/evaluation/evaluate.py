@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from segmint.functional import metrics, selective
 from segmint.inference.draws import Draws, draw, usual_draws
 from segmint.inference.mirrored import methods_of
 from segmint.inference.predict import check_draws
+from segmint.locks import hold
 from segmint.methods.method import Method, device_of
 from segmint.seeds import Seeds
 from segmint.training.run import Run
@@ -76,7 +78,8 @@ def evaluate(
     started = time.perf_counter()
     method = trained.method
     data = data if isinstance(data, Data) else open_folder(data)
-    check_fits(run, method, data)
+    check_fits(trained, data)
+    data = replace(data, depth=trained.settings.depth)
     check_draws(draws, [trained], mirror)
     draws = usual_draws(method) if draws is None else draws
     chosen = data.split(split)
@@ -91,6 +94,8 @@ def evaluate(
     method.to("cuda" if torch.cuda.is_available() else "cpu")
     methods = methods_of([trained], mirror)
     found = _score(methods, pixels, indices, draws, batch_size)
+    if not found["confusion"].any():
+        raise SegmintError(f"{data.root}: no pixel of the masks of split {split!r} is known; label some")
     units = metrics.units([data.items[index].group for index in indices])
     entry = {
         "split": split,
@@ -126,18 +131,24 @@ def truth_of(pixels: Pixels, index: int) -> Tensor:
     return masks[0] if len(masks) == 1 else metrics.majority(masks, len(pixels.data.classes))
 
 
-def check_fits(run: Path, method: Method, data: Data) -> None:
-    """Raise a SegmintError if the method does not segment, or not the classes and channels of the data."""
+def check_fits(trained: Run, data: Data) -> None:
+    """Raise a SegmintError if the run's method does not segment, or not the classes and channels of the data."""
+    run, method = trained.folder, trained.method
     if "segment" not in method.capabilities():
         job, other = ("prepares others", "started from it with --init") if method.prepares else _GENERATOR
         raise SegmintError(
             f"{run}: {method.name} does not segment, it only {job}; evaluate a segmenter, for instance one {other}"
         )
-    classes, channels = method.config["classes"], method.config["in_channels"]
+    classes, channels, names = method.config["classes"], method.config["in_channels"], trained.classes.names
     if classes != len(data.classes):
         raise SegmintError(
             f"{data.root}: has {len(data.classes)} classes, but {run} was trained with {classes}; "
             "evaluate it on data with the same classes"
+        )
+    if names != data.classes.names:
+        raise SegmintError(
+            f"{data.root}: its classes are {', '.join(data.classes.names)}, but {run} was trained with "
+            f"{', '.join(names)}; if they mean the same, name and order them alike in {data.root / 'classes.yaml'}"
         )
     if channels != data.channels:
         raise SegmintError(
@@ -252,5 +263,6 @@ def _picture(methods: Sequence[Method], pixels: Pixels, indices: Sequence[int], 
 
 
 def _store(path: Path, split: str, entry: Mapping[str, Any]) -> None:
-    scores = read_json(path, "remove it and evaluate again") if path.is_file() else {}
-    write_json(path, {**scores, split: entry})
+    with hold(path.with_name(".metrics.lock"), 60, f"{path}: another process is writing it; wait until it has ended"):
+        scores = read_json(path, "remove it and evaluate again") if path.is_file() else {}
+        write_json(path, {**scores, split: entry})

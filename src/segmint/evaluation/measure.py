@@ -170,7 +170,7 @@ def agreement(segmenter: Run | str | Path, made: Data, kept: Sequence[int], batc
         SegmintError: the run does not segment, or not these classes and channels.
     """
     run = segmenter if isinstance(segmenter, Run) else Run(Path(segmenter))
-    check_fits(run.folder, run.method, made)
+    check_fits(run, made)
     method = run.method.to("cuda" if torch.cuda.is_available() else "cpu")
     pixels = Pixels.open(made, run.size)
     tables = []

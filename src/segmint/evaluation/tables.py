@@ -127,8 +127,18 @@ def expand(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tables["image_dice"] = metrics.boundary_table(dice)
         tables["selective"] = selective.curve_table(confidence, 1 - dice)
     if "sets" in found:
-        tables["sets"] = metrics.boundary_table(found["sets"])
+        tables["sets"] = metrics.boundary_table(_comparable(found["sets"]))
     return tables
+
+
+def _comparable(sets: Tensor) -> Tensor:
+    """Where some images have several raters, the diversity of draws is that on these images, as that of raters is."""
+    draws, single = SETS.index("diversity_draws"), sets[:, SETS.index("diversity_raters")].isnan()
+    if single.all():
+        return sets
+    sets = sets.clone()
+    sets[single, draws] = torch.nan
+    return sets
 
 
 def pack(found: Mapping[str, Tensor]) -> dict[str, Any]:

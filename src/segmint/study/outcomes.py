@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ class State:
 
 def shown_curve(run: Path, key: str = "miou") -> list[tuple[int, float]]:
     """A training's curve on validation images ("miou") or on some training images ("miou_train")."""
-    return curve(run, key)
+    return [(step, value) for step, value in curve(run, key) if math.isfinite(value)]
 
 
 def scores_of(path: Path, split: str) -> dict[str, float]:

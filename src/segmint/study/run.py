@@ -9,7 +9,8 @@ from rich.console import Console
 
 from segmint.config import write_atomic
 from segmint.data.folder import Data, open_folder
-from segmint.evaluation.files import write_json
+from segmint.data.store import digest_of
+from segmint.evaluation.files import read_json, write_json
 from segmint.locks import hold
 from segmint.study.cost import Forecast, foresee, time_paces
 from segmint.study.live import LiveView
@@ -49,6 +50,7 @@ def run_study(
     with hold(folder / "lock", 0, f"{folder}: another `segmint study` is at work here; wait for it, or end it"):
         data = check_data(study)
         ready = settle(study, folder, processes or cores_here(), console)
+        settle_data(data, folder)
         paces, _ = time_paces(study, folder, ready.threads or 1, console)
         forecast = foresee(make_plan(ready), paces, len(data.split(study.split)))
         pool = open_pool(ready, processes or max(1, cores_here() // (ready.threads or 1)), ray)
@@ -146,6 +148,25 @@ def settle(study: Study, folder: Path, processes: int, console: Console | None =
         known = settled(study, folder)
     assert known is not None
     return known
+
+
+def settle_data(data: Data, folder: Path) -> None:
+    """Keep what the data is when a study is begun.
+
+    Raises:
+        SegmintError: it is another by now, so that new trials could not be compared with those that are done.
+    """
+    facts = read_json(folder / SETTLED)
+    files = [(str(path), path.stat().st_size) for item in data.items for path in (item.image, *item.masks)]
+    splits = [data.split(name) for name in data.split_names]
+    stamp = digest_of([files, splits, data.classes.names, data.classes.ids, data.classes.ignore])
+    known = facts.setdefault("data", {}).setdefault(str(data.root), stamp)
+    if known != stamp:
+        raise SegmintError(
+            f"{data.root}: its images, masks, classes or splits have changed since the study {folder} was begun, so "
+            "new trials could not be compared with those that are done; restore them, or begin another study elsewhere"
+        )
+    write_json(folder / SETTLED, facts)
 
 
 def write_study(study: Study, folder: Path, text: str) -> Path:

@@ -81,11 +81,17 @@ class Run:
         return int(height), int(width)
 
 
-def next_folder(method: str, parent: Path = Path("runs")) -> Path:
-    """The next free numbered run folder, `runs/7-method`."""
-    found = [re.match(r"(\d+)-", path.name) for path in parent.glob("*-*")] if parent.is_dir() else []
-    number = max((int(match.group(1)) for match in found if match), default=0) + 1
-    return parent / f"{number}-{method}"
+def new_folder(method: str, parent: Path = Path("runs")) -> Path:
+    """Make the next numbered run folder, `runs/7-method`; no other process gets the same."""
+    while True:
+        found = [re.match(r"(\d+)-", path.name) for path in parent.glob("*-*")] if parent.is_dir() else []
+        number = max((int(match.group(1)) for match in found if match), default=0) + 1
+        folder = parent / f"{number}-{method}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
 
 
 def train(
@@ -103,7 +109,7 @@ def train(
     minutes: float | None = None,
     settings: Mapping[str, Any] | None = None,
     watcher: Watcher | None = None,
-    chosen: Callable[[Choice, Path], None] | None = None,
+    begins: Callable[[Path, Choice | None], None] | None = None,
     **method_settings: Any,
 ) -> Run:
     """Train a method on a data folder; started by torchrun, several processes train it together.
@@ -125,7 +131,7 @@ def train(
         minutes: how long it may take; the steps that fit into it are measured here. None: as many as `settings` say.
         settings: training settings that differ from the method's defaults; see `segmint.config.TrainSettings`.
         watcher: is told how it goes.
-        chosen: is told the strategy and the run folder before training begins, where `method` is None.
+        begins: is told the run folder before training begins, and the strategy where `method` is None.
         method_settings: arguments of the method's constructor.
 
     Returns:
@@ -153,15 +159,24 @@ def train(
     wish = Wish(with_pairs(data, values["synthetic"]), values, settings or {}, method_settings, minutes)
     choice, drafts = pick(wish) if method is None else (None, [wish.draft(method).within(minutes)])
     name = "-".join(draft.settings.method for draft in drafts)
-    folder = told(lambda: Path(out) if out is not None else next_folder(name))
-    if choice is not None and chosen is not None:
-        chosen(choice, folder)
-    if len(drafts) == 1:
-        _write(drafts[0], folder)
-        run = _fit(folder, drafts[0], watcher)
-    else:
-        run = _train_both(folder, drafts[0], drafts[1], watcher)
+    with ExitStack() as held:
+        folder = told(lambda: _claim(out, name, held))
+        if begins is not None:
+            begins(folder, choice)
+        if len(drafts) == 1:
+            _write(drafts[0], folder)
+            run = _fit(folder, drafts[0], watcher)
+        else:
+            run = _train_both(folder, drafts[0], drafts[1], watcher)
     return replace(run, choice=choice)
+
+
+def _claim(out: str | Path | None, name: str, held: ExitStack) -> Path:
+    """Hold the folder of a new run, which nobody else writes to from here on."""
+    folder = Path(out) if out is not None else new_folder(name)
+    held.enter_context(locked(folder))
+    _refuse_used(folder)
+    return folder
 
 
 def _train_both(folder: Path, first: Draft, then: Draft, watcher: Watcher | None) -> Run:
@@ -170,7 +185,7 @@ def _train_both(folder: Path, first: Draft, then: Draft, watcher: Watcher | None
     _write(first, folder / PREPARED)
     _write(then, folder)
     meet()
-    return resume(folder, watcher, **then.modules)
+    return _finish(folder, watcher, then.modules)
 
 
 def _refuse_used(out: str | Path | None) -> None:
@@ -197,10 +212,18 @@ def resume(folder: str | Path, watcher: Watcher | None = None, **modules: nn.Mod
         modules: networks of the user's own that it was started with.
 
     Raises:
-        SegmintError: no run there, or its data has changed.
+        SegmintError: no run there, its data or classes have changed, or another process is at it.
     """
     join()
     folder = Path(folder)
+    read_run(folder)
+    with ExitStack() as held:
+        told(lambda: held.enter_context(locked(folder)))
+        return _finish(folder, watcher, modules)
+
+
+def _finish(folder: Path, watcher: Watcher | None, modules: Mapping[str, nn.Module]) -> Run:
+    """Do what is left of a run's one or two trainings."""
     settings = read_run(folder)
     if settings.init is None or Path(settings.init).name != PREPARED or not _is_run(folder / PREPARED):
         return _go_on(folder, settings, watcher, modules)
@@ -263,14 +286,18 @@ def _fit(folder: Path, draft: Draft, watcher: Watcher | None) -> Run:
             f"{', or the segmenter in ' + settings.masks_from + ',' if settings.masks_from else ''} "
             "have changed since this run began; restore them, or train anew with another --out"
         )
+    classes = draft.pixels.data.classes
+    if known.exists() and len(classes) and not read_classes(folder / "classes.yaml").same_as(classes):
+        raise SegmintError(
+            f"{settings.data}: its classes are not those that {folder / 'classes.yaml'} says this run began with; "
+            "restore them, or train anew with another --out"
+        )
     if rank() == 0:
         write_atomic(known, fingerprint)
-    with ExitStack() as held:
-        told(lambda: held.enter_context(locked(folder)))
-        outcome = fit(draft.method, images, settings.training, folder, seed=settings.seed, watcher=watcher)
-        if rank() == 0:
-            write_atomic(folder / "summary.json", _summary(outcome, draft.method, images))
-        meet()
+    outcome = fit(draft.method, images, settings.training, folder, seed=settings.seed, watcher=watcher)
+    if rank() == 0:
+        write_atomic(folder / "summary.json", _summary(outcome, draft.method, images))
+    meet()
     return Run(folder, draft.modules)
 
 
