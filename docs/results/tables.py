@@ -196,6 +196,25 @@ def tried_lidc() -> str:
     return table([*head, "GED", "matched IoU"], rows)
 
 
+def tried_draws() -> str:
+    """What was tried so that draws come nearer to the raters: one seed each."""
+    found = json.loads((HERE / "tried-lidc.json").read_text())["draws"]
+    keys = ("miou", "ged", "matched_iou", "diversity_ratio", "image_dice", "expected_dice")
+    rows = [
+        [
+            one["method"],
+            one["what"],
+            one["augmentation"],
+            one["change_to_the_code"],
+            *(f"{one[key]:.3f}" for key in keys),
+            f"`{one['command']}`",
+        ]
+        for one in found
+    ]
+    head = ["method", "what", "augmentation", "code, where it is not today's", "mIoU", "GED", "matched IoU"]
+    return table([*head, "diversity, of the raters'", "Dice per image", "expected Dice", "command"], rows)
+
+
 def main() -> None:
     makers: dict[str, Callable[[], str]] = {
         "segmenters": segmenters,
@@ -216,6 +235,7 @@ def main() -> None:
         "draw speed": draw_speed,
         "tried": tried,
         "tried lidc": tried_lidc,
+        "tried draws": tried_draws,
         "two classes": two_classes,
     }
     for name in studies.names():

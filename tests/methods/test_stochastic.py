@@ -177,7 +177,7 @@ def test_wrong_settings_are_refused_and_right_ones_settled():
         make(marginal=-1.0)
     facts = Facts(2, 1, (32, 32), (0.9, 0.1), 4, 0, 100)
     assert find("stochastic").adapt({"encoder_name": "plain"}, facts)[0]["encoder_weights"] is None
-    assert find("stochastic").adapt({}, facts) == ({}, [])
+    assert find("stochastic").adapt({}, facts) == ({"shares": [0.9, 0.1]}, [])
 
 
 def test_it_starts_from_a_supervised_run(shapes: Path, tmp_path: Path):

@@ -220,10 +220,10 @@ def test_wrong_settings_are_refused_and_right_ones_settled():
         make(latent=0)
     facts = Facts(2, 1, (32, 32), (0.9, 0.1), 4, 0, 100)
     settled, notes = find("variational").adapt({"encoder_name": "plain"}, facts)
-    assert settled == {"encoder_name": "plain", "encoder_weights": None, "warmup": 25}
+    assert settled == {"encoder_name": "plain", "encoder_weights": None, "shares": [0.9, 0.1], "warmup": 25}
     assert "25 steps" in notes[0]
-    assert find("variational").adapt({"balance": "geco"}, facts) == ({"balance": "geco"}, [])
-    assert find("variational").adapt({"warmup": 3}, facts) == ({"warmup": 3}, [])
+    assert find("variational").adapt({"balance": "geco"}, facts)[0] == {"balance": "geco", "shares": list(facts.shares)}
+    assert find("variational").adapt({"warmup": 3, "shares": None}, facts) == ({"warmup": 3, "shares": None}, [])
 
 
 def test_it_starts_from_a_supervised_run(shapes: Path, tmp_path: Path):

@@ -89,6 +89,15 @@ def test_unets_give_logits_at_the_images_size(size: tuple[int, int]):
         UNet(EfficientNetLite0(weights=None), 5, (16,))
 
 
+def test_first_predictions_are_the_class_shares_that_are_expected():
+    net = UNet(PlainEncoder(3, 8, 4), 3, (16, 8, 8)).eval()
+    torch.nn.init.zeros_(net.head.weight)
+    net.expect([0.9, 0.1, 0.0])
+    with torch.no_grad():
+        shares = net(torch.zeros(1, 3, 16, 16)).softmax(1).mean((0, 2, 3))
+    assert torch.allclose(shares, torch.tensor([0.9, 0.1, 0.0001]), atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [(96, 128), (144, 96), (32, 24), (50, 33), (8, 8)])
 def test_decoders_and_encoders_fit_every_size(size: tuple[int, int]):
     decoder = PairDecoder(8, 3, 4, size, width=8)

@@ -80,7 +80,7 @@ class Maskflow(Method):
         dropout: probability with which channels before its head are dropped, 0..1.
         loss: of the logits, at every time: "cross_entropy" (the only one that keeps frequencies), "auto", or a sum as
             in `segmint.functional.losses.compose`.
-        shares: class shares of the training pixels, which class-balanced losses need; found by `adapt`.
+        shares: class shares of the training pixels, which the first predictions are; found by `adapt`.
         network: a segmenter of your own instead of the U-Net, as for supervised; the flow then sees its logits only.
         widths: channels of the denoiser's levels, finest first.
         patch: side of the patches it works on, in pixels, even; "auto": 4 where both sides have 64 pixels or more,
@@ -94,7 +94,7 @@ class Maskflow(Method):
         image_weight: weight of the loss of the logits that the image alone gives.
     """
 
-    defaults: ClassVar = {"lr": 2e-3, "weight_decay": 1e-2, "augment": "strong", "ema": 0.99}
+    defaults: ClassVar = {"lr": 2e-3, "weight_decay": 1e-2, "augment": "weak", "ema": 0.99}
     draws_differ = True
     monitor = ("loss", "min")
 
@@ -135,6 +135,8 @@ class Maskflow(Method):
         self.network = build_segmenter(
             classes, in_channels, encoder_name, encoder_weights, decoder_channels, dropout, network
         )
+        if shares is not None and isinstance(self.network, UNet):
+            self.network.expect(shares)
         features = classes + (self.network.head.in_channels if isinstance(self.network, UNet) else 0)
         self.denoiser = MaskDenoiser(
             2 * self.codes.shape[1], classes, features, widths, _patch(patch, image_size), cell

@@ -47,6 +47,7 @@ class Stochastic(Method):
         encoder_name: "efficientnet_lite0" or "plain".
         encoder_weights: "imagenet", or None to learn from nothing; "plain" has none.
         decoder_channels: widths of the U-Net decoder, coarsest first.
+        shares: class shares of the training pixels, which the first predictions are; found by `adapt`.
         dropout: probability with which channels before the heads are dropped, 0..1.
         rank: R, columns of the covariance factor.
         samples: M, samples of the logits in each loss.
@@ -57,7 +58,7 @@ class Stochastic(Method):
             alone, such as `training.augment=flip`. None: images are content throughout.
     """
 
-    defaults: ClassVar = {"lr": 2e-3, "weight_decay": 1e-2, "augment": "strong", "ema": 0.99}
+    defaults: ClassVar = {"lr": 2e-3, "weight_decay": 1e-2, "augment": "weak", "ema": 0.99}
     draws_differ = True
     monitor = ("energy", "min")
 
@@ -70,6 +71,7 @@ class Stochastic(Method):
         encoder_name: str = "efficientnet_lite0",
         encoder_weights: str | None = "imagenet",
         decoder_channels: Sequence[int] = (128, 64, 48, 32),
+        shares: Sequence[float] | None = None,
         dropout: float = 0.1,
         rank: int = 10,
         samples: int = SAMPLES,
@@ -85,6 +87,8 @@ class Stochastic(Method):
         self.classes, self.rank, self.samples, self.marginal, self.empty = classes, rank, samples, marginal, empty
         encoder = build_encoder(encoder_name, in_channels, encoder_weights)
         self.network = UNet(encoder, classes, decoder_channels, dropout)
+        if shares is not None:
+            self.network.expect(shares)
         self.factor = nn.Conv2d(decoder_channels[-1], rank * classes, 1)
         self.diagonal = nn.Conv2d(decoder_channels[-1], classes, 1)
         nn.init.zeros_(self.diagonal.weight)
@@ -92,8 +96,8 @@ class Stochastic(Method):
 
     @classmethod
     def adapt(cls, settings: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], list[str]]:
-        """No weights for an encoder that has none."""
-        settled = dict(settings)
+        """The class shares, and no weights for an encoder that has none."""
+        settled = {"shares": list(facts.shares), **settings}
         if settled.get("encoder_name") == "plain":
             settled.setdefault("encoder_weights", None)
         return settled, []

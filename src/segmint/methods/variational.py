@@ -42,6 +42,7 @@ class Variational(Method):
         encoder_name: "efficientnet_lite0" or "plain".
         encoder_weights: "imagenet", or None to learn from nothing; "plain" has none.
         decoder_channels: widths of the U-Net decoder, coarsest first.
+        shares: class shares of the training pixels, which the first predictions are; found by `adapt`.
         dropout: probability with which channels before the last layers are dropped, 0..1.
         latent: dimensions of z.
         balance: what sets beta. "ramp": it rises from 0 to `beta` over `warmup` steps. "geco": 1 / lambda, where the
@@ -55,7 +56,7 @@ class Variational(Method):
         anchor: weight of KL(p || N(0, I)), a weak pull without which nothing holds the scale of z.
     """
 
-    defaults: ClassVar = {"lr": 2e-3, "weight_decay": 1e-2, "augment": "strong", "ema": 0.99}
+    defaults: ClassVar = {"lr": 2e-3, "weight_decay": 1e-2, "augment": "weak", "ema": 0.99}
     draws_differ = True
     monitor = ("energy", "min")
 
@@ -72,6 +73,7 @@ class Variational(Method):
         encoder_name: str = "efficientnet_lite0",
         encoder_weights: str | None = "imagenet",
         decoder_channels: Sequence[int] = (128, 64, 48, 32),
+        shares: Sequence[float] | None = None,
         dropout: float = 0.1,
         latent: int = 6,
         balance: str = "ramp",
@@ -95,6 +97,8 @@ class Variational(Method):
         self.kappa, self.anchor = kappa, anchor
         encoder = build_encoder(encoder_name, in_channels, encoder_weights)
         self.network = UNet(encoder, classes, decoder_channels, dropout)
+        if shares is not None:
+            self.network.expect(shares)
         self.prior = GaussianHead(encoder.channels[-1], latent)
         self.posterior = MaskPosterior(in_channels, classes, latent)
         self.combination = Combination(decoder_channels[-1], latent, classes)
@@ -104,8 +108,9 @@ class Variational(Method):
 
     @classmethod
     def adapt(cls, settings: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], list[str]]:
-        """A ramp of a quarter of the training unless given; no weights for an encoder that has none."""
-        settled, notes = dict(settings), []
+        """The class shares; a ramp of a quarter of the training; no weights for an encoder that has none."""
+        settled: dict[str, Any] = {"shares": list(facts.shares), **settings}
+        notes = []
         if settled.get("balance", "ramp") == "ramp" and "warmup" not in settled:
             settled["warmup"] = facts.steps // 4
             notes.append(f"warmup: the KL term's weight rises over {settled['warmup']} steps, a quarter of them.")

@@ -51,6 +51,11 @@ class UNet(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.head = nn.Conv2d(inputs, classes, 1)
 
+    def expect(self, shares: Sequence[float]) -> None:
+        """Begin with predictions of these class shares, so that no step goes to learning them (Lin 2017, 4.1)."""
+        with torch.no_grad():
+            self.head.bias.copy_(torch.tensor(shares).clamp_min(1e-4).log())  # type: ignore[union-attr]
+
     def decode(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps, finest first -> the decoder's last map, at the finest map's resolution."""
         *skips, x = features
