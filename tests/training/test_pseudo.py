@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import segmint.training.pseudo as pseudo
+from segmint.config import read_run, write_run
 from segmint.data.cache import Pixels
 from segmint.data.folder import open_folder
 from segmint.data.store import cache_folder
@@ -105,6 +106,10 @@ def test_a_run_that_cannot_give_masks_is_refused(shapes: Path, pixels: Pixels, t
     vae = train(shapes, method="vae", out=tmp_path / "vae", settings={**QUICK, "steps": 1}, width=8, latent=4)
     with pytest.raises(SegmintError, match="vae, which does not segment"):
         train(shapes, out=tmp_path / "a", masks_from=vae, settings=QUICK, **PLAIN)
+    deep = shutil.copytree(teacher, tmp_path / "deep")
+    write_run(read_run(deep).model_copy(update={"depth": 12}), deep)
+    with pytest.raises(SegmintError, match="deep was trained on images of 12 bits, those of .* have 8; train it anew"):
+        train(shapes, out=tmp_path / "a", masks_from=deep, settings=QUICK, **PLAIN)
     other = tmp_path / "other"
     shutil.copytree(teacher, other)
     (other / "classes.yaml").write_text("classes:\n- {id: 0, name: sky}\n", encoding="utf-8")

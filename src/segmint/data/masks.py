@@ -41,7 +41,9 @@ def palette_conflict(path: Path, stored: Array, classes: Classes) -> str:
     palette = stored_palette(path) if stored.ndim == 2 else None
     if palette is None:
         return ""
-    ids = np.setdiff1d(stored, classes.ignore)
+    met = np.bincount(stored.ravel())
+    met[classes.ignore : classes.ignore + 1] = 0
+    ids = np.flatnonzero(met)
     shown = _color_table(classes)[pack_colors(palette[ids])] if len(ids) and ids[-1] < len(palette) else np.array([])
     wrong = shown != _id_table(classes)[ids[: len(shown)]]
     if (shown == _UNKNOWN).any() or not wrong.any() or len(np.unique(shown)) < len(shown):
