@@ -108,7 +108,7 @@ def test_a_run_that_cannot_give_masks_is_refused(shapes: Path, pixels: Pixels, t
         train(shapes, out=tmp_path / "a", masks_from=vae, settings=QUICK, **PLAIN)
     deep = shutil.copytree(teacher, tmp_path / "deep")
     write_run(read_run(deep).model_copy(update={"depth": 12}), deep)
-    with pytest.raises(SegmintError, match="deep was trained on images of 12 bits, those of .* have 8; train it anew"):
+    with pytest.raises(SegmintError, match=r"deep was trained on images of 12 bits, those of .* have 8; train it anew"):
         train(shapes, out=tmp_path / "a", masks_from=deep, settings=QUICK, **PLAIN)
     other = tmp_path / "other"
     shutil.copytree(teacher, other)
