@@ -205,13 +205,14 @@ def tried_draws() -> str:
             one["method"],
             one["what"],
             one["augmentation"],
+            str(one["steps"]),
             one["change_to_the_code"],
             *(f"{one[key]:.3f}" for key in keys),
             f"`{one['command']}`",
         ]
         for one in found
     ]
-    head = ["method", "what", "augmentation", "code, where it is not today's", "mIoU", "GED", "matched IoU"]
+    head = ["method", "what", "augmentation", "steps", "code, where it is not today's", "mIoU", "GED", "matched IoU"]
     return table([*head, "diversity, of the raters'", "Dice per image", "expected Dice", "command"], rows)
 
 
@@ -241,6 +242,8 @@ def main() -> None:
     for name in studies.names():
         makers[f"answer {name}"] = partial(studies.answer, name)
         makers[f"study {name}"] = partial(studies.summary, name)
+        if studies.of_draws(name):
+            makers[f"doubt {name}"] = partial(studies.doubt, name)
     pages = {page: page.read_text(encoding="utf-8") for page in HERE.glob("*.md")}
     for name, make in makers.items():
         begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
