@@ -51,7 +51,7 @@ def summary(name: str) -> str:
         if line["mean"]
     ]
     what = "GED (less is better)" if lower else "mIoU, %"
-    head = ["strategy", "labels", "seeds", what, "difference" if lower else "gain, points", "95% interval", "verdict"]
+    head = ["strategy", "labels", "seeds", what, "gain" if lower else "gain, points", "95% interval", "verdict"]
     return table([*head, "labels the baseline needs", "minutes"], rows)
 
 
