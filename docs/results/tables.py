@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -167,21 +167,16 @@ def two_classes() -> str:
     return table(["data", "loss", "best val mIoU, %", "command"], rows)
 
 
+def _row(one: Mapping[str, Any], words: Sequence[str], figures: Sequence[str]) -> list[str]:
+    return [*(str(one[key]) for key in words), *(f"{one[key]:.3f}" for key in figures)]
+
+
 def tried_lidc() -> str:
     """Losses and augmentations where raters disagree: one seed each."""
     found = json.loads((HERE / "tried-lidc.json").read_text())["trials"]
     keys = ("miou", "image_dice", "expected_dice", "ece", "ged", "matched_iou")
-    rows = [
-        [
-            one["loss"],
-            one["augmentation"],
-            str(one["steps"]),
-            str(one["draws"]),
-            one["change_to_the_code"],
-            *(f"{one[key]:.3f}" for key in keys),
-        ]
-        for one in found
-    ]
+    words = ("loss", "augmentation", "steps", "draws", "change_to_the_code")
+    rows = [_row(one, words, keys) for one in found]
     head = [
         "loss",
         "augmentation",
@@ -200,18 +195,8 @@ def tried_draws() -> str:
     """What was tried so that draws come nearer to the raters: one seed each."""
     found = json.loads((HERE / "tried-lidc.json").read_text())["draws"]
     keys = ("miou", "ged", "matched_iou", "diversity_ratio", "image_dice", "expected_dice")
-    rows = [
-        [
-            one["method"],
-            one["what"],
-            one["augmentation"],
-            str(one["steps"]),
-            one["change_to_the_code"],
-            *(f"{one[key]:.3f}" for key in keys),
-            f"`{one['command']}`",
-        ]
-        for one in found
-    ]
+    words = ("method", "what", "augmentation", "steps", "change_to_the_code")
+    rows = [[*_row(one, words, keys), f"`{one['command']}`"] for one in found]
     head = ["method", "what", "augmentation", "steps", "code, where it is not today's", "mIoU", "GED", "matched IoU"]
     return table([*head, "diversity, of the raters'", "Dice per image", "expected Dice", "command"], rows)
 
