@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import shutil
 from pathlib import Path
 
@@ -219,19 +220,16 @@ def test_a_loss_that_is_not_finite_stops_with_advice(shapes: Path, tmp_path: Pat
         assert bool(torch.isfinite(value.float()).all())
 
 
-def test_a_full_disk_is_said_and_the_checkpoint_before_is_whole(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_full_disk_is_said_and_the_checkpoint_before_is_whole(shapes: Path, tmp_path: Path):
     run = train(shapes, method="vae", out=tmp_path / "run", settings=QUICK, width=8, latent=4)
     before = (run.folder / "state.pt").read_bytes()
-
-    def full(state, path):
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(SegmintError, match=r"No space left on device.*make room"):
-        checkpoint.save_state(run.folder, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(SegmintError, match=r"File too large.*make room"):
+            checkpoint.save_state(run.folder, {"weights": torch.zeros(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (run.folder / "state.pt").read_bytes() == before
     assert not list(run.folder.glob("*.tmp"))
 

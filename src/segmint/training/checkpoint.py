@@ -19,12 +19,14 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     """
     temporary = folder / "state.pt.tmp"
     try:
-        torch.save(state, temporary)
+        with temporary.open("wb") as file:  # a path's errors, such as a full disk, torch does not pass on
+            torch.save(state, file)
         temporary.replace(folder / "state.pt")
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise SegmintError(
-            f"{folder / 'state.pt'}: the checkpoint could not be written ({reason(error)}); the one before it "
+            f"{folder / 'state.pt'}: the checkpoint could not be written ({reason(cause)}); the one before it "
             f"is whole: make room, then `segmint train --resume {folder}`"
         ) from error
 
