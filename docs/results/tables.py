@@ -222,6 +222,7 @@ def main() -> None:
         "tried": tried,
         "tried lidc": tried_lidc,
         "tried draws": tried_draws,
+        "ensembles": studies.ensembles,
         "two classes": two_classes,
     }
     for name in studies.names():

@@ -86,3 +86,14 @@ def doubt(name: str) -> str:
     rows.sort(key=lambda row: row[2])
     head = ["strategy", "seeds", "GED", "unbiased", "matched IoU", "diversity, of the raters'", "mIoU"]
     return table([*head, "Dice per image", "expected Dice", "ECE"], rows)
+
+
+def ensembles() -> str:
+    """Draws of several runs together, beside those of each."""
+    found = json.loads((HERE.parent / "ensembles-lidc.json").read_text())["sets"]
+    rows = []
+    for text, one in found.items():
+        figures = [one[key] for key in ("ged", "ged_unbiased", "matched_iou")]
+        ratio = one["diversity_draws"] / one["diversity_raters"]
+        rows.append([text.replace("+", ", "), *(f"{value:.3f}" for value in figures), f"{ratio:.2f}"])
+    return table(["runs", "GED", "unbiased", "matched IoU", "diversity, of the raters'"], rows)
