@@ -96,6 +96,9 @@ def test_unequal_steps_are_refused(parts):
         ([{"train": "gan"}, {"generate": "gan"}, {"train": "supervised", "init": "pairs"}], "'pairs' is not a tr"),
         ([{"train": "gan"}, {"name": "x", "train": "supervised", "synthetic": ["gan"]}], "'gan' is not pairs"),
         ([{"train": "gan"}, {"generate": "gan"}, {"assay": "pairs"}], "segmenter: is missing"),
+        ([{"train": "supervised", "training": {"steps": 3}}], r"two\[0\].training.steps: .* give the part steps"),
+        ([{"train": "supervised", "training": {"epochs": 3}}], r"two\[0\].training.epochs: .* give the part steps"),
+        ([{"train": "supervised", "training": {"device": "cpu"}}], "training.device: .* the same for all"),
     ],
 )
 def test_what_cannot_be_done_is_named(parts, told: str):
@@ -116,6 +119,11 @@ def test_what_cannot_be_done_is_named(parts, told: str):
         ({"budgets": [3, None], "baseline_budgets": ["all"]}, "baseline_budgets: the baseline has all labels anyway"),
         ({"rungs": [0.5, 0.25]}, "rungs: must be rising"),
         ({"training": {"steps": 5}}, "training.steps: is the same for all"),
+        (
+            {"settings": {"encoder": "plain"}},
+            "settings.encoder: no method of the study has it; they have .*encoder_name",
+        ),
+        ({"metric": "ged", "halving": True}, "halving: goes by mIoU"),
     ],
 )
 def test_settings_of_the_whole_are_checked(changes, told: str):
@@ -139,3 +147,8 @@ def test_wrong_keys_are_named_by_their_path(tmp_path: Path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     with pytest.raises(SegmintError, match=r"strategies.one.0.trian: there is no such setting.*budgets.0: Input"):
         read_study(tmp_path)
+
+
+def test_a_name_that_a_chart_would_hide_is_refused():
+    with pytest.raises(SegmintError, match="'_x' cannot be a name"):
+        check(study({"_x": ONE}))

@@ -27,6 +27,15 @@ def test_every_preset_can_be_run_written_and_read_again(tmp_path: Path, shapes: 
     assert len(made.seeds) == 3
 
 
+def test_names_that_yaml_would_take_for_something_else_are_quoted(tmp_path: Path, shapes: Path):
+    made = preset("default", open_folder(shapes), budgets=[2])
+    names = ["yes", "10", "a: b", "a #b", "*s", "null", "掩码"]
+    made = made.model_copy(update={"strategies": dict.fromkeys(names, made.strategies["supervised"]), "baseline": "10"})
+    path = tmp_path / "study.yaml"
+    path.write_text(as_yaml(made), encoding="utf-8")
+    assert read_study(path) == made
+
+
 def test_the_overfitting_preset_has_each_remedy_alone_and_together(shapes: Path):
     made = preset("overfitting", open_folder(shapes)).strategies
     last = {name: parts[-1] for name, parts in made.items()}

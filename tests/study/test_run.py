@@ -55,7 +55,11 @@ def test_a_baseline_that_cannot_begin_is_told(tmp_path, shapes, tiny, here):
 
 @pytest.mark.parametrize(
     ("changes", "told"),
-    [({"budgets": [99]}, "99 labelled images asked"), ({"data": "/nowhere"}, "/nowhere")],
+    [
+        ({"budgets": [99]}, "99 labelled images asked"),
+        ({"data": "/nowhere"}, "/nowhere"),
+        ({"metric": "ged"}, "metric: ged compares masks with those of several raters"),
+    ],
 )
 def test_data_that_does_not_suit_is_refused_before_anything_runs(tmp_path, shapes, tiny, changes, told):
     folder = tiny.write(tmp_path / "s", shapes, {"supervised": tiny.SUPERVISED}, **changes)
@@ -107,6 +111,15 @@ def test_the_command_writes_a_file_for_a_data_folder(tmp_path, shapes, here, mon
     assert read_study(Path("more")).every_budget == [2, 4, None]
     again = invoke("study", shapes, "--write-only")
     assert "going on with runs/study-shapes/study.yaml" in again.output
+    for words, told in [
+        (["--steps", 7], ""),
+        (["--steps", 8], "--steps: runs/study-shapes/study.yaml says otherwise"),
+        (["--preset", "losses", "--out", "runs/study-shapes"], "--preset: runs/study-shapes/study.yaml says otherwise"),
+    ]:
+        assert told in str(invoke("study", shapes, "--write-only", *words).exception or "")
+    shutil.copytree(shapes, tmp_path / "elsewhere/shapes")
+    other = invoke("study", tmp_path / "elsewhere/shapes", "--write-only")
+    assert f"is a study of {shapes}" in str(other.exception)
     losses = invoke("study", shapes, "--write-only", "--preset", "losses", "--out", "mine")
     assert losses.exit_code == 0
     assert read_study(Path("mine")).baseline == "cross_entropy"
@@ -162,13 +175,15 @@ def test_what_a_study_recommends_is_trained_on_all_labels(whole, tmp_path, shape
         (study / name).write_text((folder / name).read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(SegmintError, match="finish the study first"):
         like.recommended(study)
-    (study / "answer.json").write_text('{"recommended": "denoised", "reason": "best"}', encoding="utf-8")
+    told = {"recommended": "denoised", "reason": "best", "headline": "No answer yet.", "decided": False}
+    (study / "answer.json").write_text(json.dumps(told), encoding="utf-8")
     with (study / "study.yaml").open("a", encoding="utf-8") as file:
         file.write("baseline_budgets: [2]\n")
     out = tmp_path / "run"
     done = invoke("train", shapes, "--like", study, "--out", out, "--seed", 3)
     assert done.exit_code == 0, done.exception
     assert "recommends denoised" in done.output
+    assert "that is no finding yet: No answer yet." in done.output
     told = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     assert (told["method"], told["budget"], told["seed"], told["training"]["steps"]) == ("supervised", None, 3, 2)
     assert (out / "model.safetensors").is_file()
@@ -176,6 +191,9 @@ def test_what_a_study_recommends_is_trained_on_all_labels(whole, tmp_path, shape
     assert [part.name.split("-")[0] for part in parts] == ["denoise"]
     assert told["init"] == str(parts[0])
     assert like.train_like(study, shapes, out, seed=3)
+    for others in ({"seed": 4}, {"seed": 3, "steps": 8}):
+        with pytest.raises(SegmintError, match="holds a run of something else"):
+            like.train_like(study, shapes, out, **others)
     wrong = invoke("train", shapes, "--like", study, "--budget", 3)
     assert "--like: needs DATA" in str(wrong.exception)
 

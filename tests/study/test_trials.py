@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from segmint.study import files
+from segmint.study.findings import find
 from segmint.study.outcomes import current_results
 from segmint.study.plan import read_study
 from segmint.study.results import FILE, read_results
@@ -182,6 +183,36 @@ def test_poor_strategies_are_given_up_and_the_others_end_as_without_halving(whol
     again = tiny.Here()
     tiny.run(halved, again)
     assert again.started == []
+
+
+def test_what_was_given_up_is_trained_after_all_where_the_study_is_changed(tmp_path, shapes, tiny):
+    slow = [{"train": "supervised", "training": {"lr": 0.0}}]
+    strategies = {"supervised": tiny.SUPERVISED, "still": slow}
+    changes = {"halving": True, "rungs": [0.5], "seeds": [0]}
+    halved = tiny.write(tmp_path / "s", shapes, strategies, **changes)
+    tiny.run(halved, tiny.Here())
+    assert {one.strategy for one in read_results(halved) if one.status == "given up"} == {"still"}
+    tiny.write(halved, shapes, {"still": slow, "supervised": tiny.SUPERVISED}, **changes)
+    pool = tiny.Here()
+    tiny.run(halved, pool)
+    found = {one.strategy: one.status for one in current_results(read_study(halved), halved)}
+    assert found["still"] == "done"
+    tiny.write(halved, shapes, {"supervised": tiny.SUPERVISED, "still": tiny.SELF_TAUGHT}, **changes)
+    pool = tiny.Here()
+    tiny.run(halved, pool)
+    assert any(name.startswith("supervised") for name in pool.started)
+
+
+def test_draws_are_of_methods_that_draw_and_the_figures_are_the_studys_own(tmp_path, shapes, tiny):
+    folder = tiny.write(tmp_path / "s", shapes, {"supervised": tiny.SUPERVISED}, seeds=[0], draws=3, split="val")
+    tiny.run(folder, tiny.Here())
+    (found,) = read_results(folder)
+    assert found.images.startswith("pieces/evaluate-")
+    entry = json.loads((folder / found.images).read_text(encoding="utf-8"))["val"]
+    assert entry["draws"] == 1
+    (folder / found.run / "metrics.json").unlink()
+    findings = find(folder, read_study(folder), current_results(read_study(folder), folder), 20)
+    assert findings.row("supervised", 3).done == 1
 
 
 def test_more_strategies_use_what_is_done_and_other_settings_leave_it_out(whole, tmp_path, tiny):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from segmint.locks import hold
-from segmint.study import files, worker
+from segmint.study import files, local, worker
 from segmint.study.files import LOG, fail, read_facts
 from segmint.study.local import LocalPool, launch
 from segmint.study.pieces import job_of
@@ -54,6 +55,20 @@ def test_a_worker_saves_and_ends_when_its_starter_is_gone(tmp_path, shapes, tiny
     assert read_facts(folder / files.DONE) is None
 
 
+def test_gpus_are_shared_out_among_the_places(tmp_path, monkeypatch):
+    seen: dict[str, str | None] = {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 2)
+    pool = LocalPool(3, 1)
+    monkeypatch.setattr(local, "launch", lambda folder, limit, threads, gpu: seen.update({folder.name: gpu}))
+    for name in ("a", "b", "c"):
+        pool.start(name, tmp_path / name, None)
+    del pool.running["b"]
+    pool.start("d", tmp_path / "d", None)
+    assert seen == {"a": "4", "b": "7", "c": "4", "d": "7"}
+    assert local.environment(1, "7")["CUDA_VISIBLE_DEVICES"] == "7"
+
+
 def test_a_worker_ends_at_its_limit_and_says_so(tmp_path, shapes, tiny):
     folder = long(tmp_path, shapes, tiny)
     pool = LocalPool(1, 1)
@@ -65,7 +80,7 @@ def test_a_worker_ends_at_its_limit_and_says_so(tmp_path, shapes, tiny):
     assert ended == {"x": files.BROKEN}
     facts = read_facts(folder / files.FAILED)
     assert facts["status"] == "out of time"
-    assert facts["reason"].startswith("not done after 0.")
+    assert re.fullmatch(r"not done after \d\.\d minutes", facts["reason"])
     assert files.spent(folder) >= 1.0
     pool.close()
 

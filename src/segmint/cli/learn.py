@@ -103,11 +103,14 @@ def _train_like(study: Path, data: Path, out: Path | None, seed: int, steps: int
     from segmint.study.like import recommended, train_like
     from segmint.training.run import new_folder
 
-    name = recommended(study)
+    name, doubt = recommended(study)
     folder = out if out is not None else new_folder(name)
     console.print(f"{plain(str(study))} recommends [bold]{plain(name)}[/]", highlight=False, soft_wrap=True)
+    if doubt:
+        console.print(f"that is no finding yet: {plain(doubt)}", highlight=False, soft_wrap=True)
     if not train_like(study, data, folder, seed=seed, steps=steps, console=console):
-        again = f"segmint train {data} --like {study} --out {folder}"
+        again = f"segmint train {data} --like {study} --seed {seed} --out {folder}"
+        again += "" if steps is None else f" --steps {steps}"
         console.print(f"everything is saved; go on with: {plain(again)}", highlight=False, soft_wrap=True)
         raise typer.Exit(130)
     _tell(folder)

@@ -100,6 +100,7 @@ def _written(source: Path, preset: str | None, out: Path | None, chosen: dict[st
     told = "" if preset in (None, "default") else f"-{preset}"
     folder = out or Path("runs") / f"study-{source.resolve().name}{told}"
     if (folder / "study.yaml").exists():
+        _check_asked(folder, source, {"preset": preset, **_changes(chosen)})
         console.print(f"going on with {plain(str(folder / 'study.yaml'))}", highlight=False, soft_wrap=True)
         return folder
     made = sensible(preset or "auto", open_folder(source), **_changes(chosen))
@@ -107,6 +108,18 @@ def _written(source: Path, preset: str | None, out: Path | None, chosen: dict[st
     path = write_study(made, folder, as_yaml(made, left_out(made)))
     console.print(f"written: {plain(str(path))}", highlight=False, soft_wrap=True)
     return folder
+
+
+def _check_asked(folder: Path, source: Path, asked: dict[str, Any]) -> None:
+    """That the study which is there is the one that is asked for now."""
+    from segmint.study.plan import read_study
+
+    file, known = folder / "study.yaml", read_study(folder)
+    if Path(known.data).resolve() != source.resolve():
+        raise SegmintError(f"{file}: is a study of {known.data}, not of {source}; choose another --out")
+    for key, value in asked.items():
+        if value is not None and getattr(known, key) != value:
+            raise SegmintError(f"{_option(key)}: {file} says otherwise; change it there, or choose another --out")
 
 
 def _option(key: str) -> str:

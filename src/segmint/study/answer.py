@@ -62,9 +62,11 @@ def decide(findings: Findings) -> Answer:
     most = budgets[-1]
     reached = [budget for budget in budgets if findings.row(baseline, budget).level is not None]
     claims = [_claim(findings, row) for row in findings.rows if row.comparison is not None]
-    verdicts = {row.verdict for row in findings.rows if row.budget == most and row.comparison is not None}
-    doubtful = "in doubt" in verdicts and best[most] is None
-    decided = bool(verdicts & {"better", "worse", "neither"}) and not doubtful
+    rivals = _rivals(findings)
+    decided = best[most] is not None or (
+        any(row.verdict not in ("", "no claim") for row in rivals)
+        and not any(_might_win(findings, row) for row in rivals)
+    )
     by_budget = [
         {
             "budget": budget,
@@ -84,7 +86,7 @@ def decide(findings: Findings) -> Answer:
         head, why, kind = *_no_win(findings, best), "neither"
     winner = best[most]
     return Answer(
-        recommended=winner.strategy if winner else baseline if findings.figures.arms else None,
+        recommended=winner.strategy if winner else baseline if reached else None,
         decided=decided,
         kind=kind,
         headline=head,
@@ -94,6 +96,24 @@ def decide(findings: Findings) -> Answer:
         cautions=_cautions(findings),
         finished=findings.finished,
     )
+
+
+def _rivals(findings: Findings) -> list[Row]:
+    """What is compared with the baseline at the most labels."""
+    baseline, most = findings.study.baseline, findings.budgets[-1]
+    return [row for row in findings.rows if row.budget == most and row.strategy != baseline]
+
+
+def _unjudged(row: Row) -> bool:
+    """Whether there are too few finished trials to say anything of a strategy."""
+    return row.verdict in ("", "no claim")
+
+
+def _might_win(findings: Findings, row: Row) -> bool:
+    """Whether a strategy that is not shown to be better is not shown to be no better, either."""
+    if row.comparison is None:
+        return not findings.finished
+    return row.verdict in ("in doubt", "no claim") and row.comparison.gain > 0
 
 
 def _best(findings: Findings, budget: int | None) -> Row | None:
@@ -192,6 +212,7 @@ def _win(findings: Findings, row: Row | None) -> tuple[str, str]:
     rivals = [other.strategy for other in others if other is not row]
     if rivals:
         why.append(f"Better than {baseline} as well: {_and(rivals)}.")
+    why += _not_judged(findings)
     elsewhere = [
         with_labels(other)
         for other in findings.rows
@@ -221,15 +242,20 @@ def minutes(value: float) -> str:
     return f"{value:.0f} minutes" if value >= 2 else f"{60 * value:.0f} seconds"
 
 
+def _not_judged(findings: Findings) -> list[str]:
+    names = [row.strategy for row in _rivals(findings) if _unjudged(row)]
+    return [f"Not judged, for want of {MIN_SEEDS} finished trials of both: {_and(names)}."] if names else []
+
+
 def _undecided(findings: Findings, best: Mapping[int | None, Row | None]) -> tuple[str, str]:
     most, baseline = findings.budgets[-1], findings.study.baseline
-    rows = [row for row in findings.rows if row.budget == most and row.comparison is not None]
-    doubtful = [row for row in rows if row.verdict == "in doubt"]
+    rows = _rivals(findings)
+    doubtful = [row for row in rows if row.verdict == "in doubt" and _might_win(findings, row)]
     where = with_labels(findings.row(baseline, most))
-    if len(findings.study.strategies) == 1:
+    if not rows:
         return f"Only {baseline} was asked for: there is nothing to compare it with.", ""
     if doubtful:
-        head = f"No answer yet with {where}: {doubtful[0].doubts[0][0].lower()}{doubtful[0].doubts[0][1:]}"
+        head = f"No answer yet with {where}, for {doubtful[0].strategy} is in doubt: {doubtful[0].doubts[0]}"
     elif findings.finished:
         enough = len(findings.study.seeds) >= MIN_SEEDS
         seeds = len(findings.study.seeds)
@@ -237,9 +263,11 @@ def _undecided(findings: Findings, best: Mapping[int | None, Row | None]) -> tup
         head = f"No claim is made with {where}: {lack} (it takes {MIN_SEEDS} seeds of both)."
     else:
         head = f"No answer yet with {where}: too few trials are finished (it takes {MIN_SEEDS} seeds of both)."
-    leading = max(rows, key=lambda row: row.comparison.gain if row.comparison else -math.inf, default=None)
+    compared = [row for row in rows if row.comparison is not None]
+    leading = max(compared, key=lambda row: row.comparison.gain if row.comparison else -math.inf, default=None)
     why = [] if leading is None else [f"In front so far, which proves nothing: {_lead(findings, leading)}."]
-    return head, " ".join([*why, *_fewer(findings, best)])
+    judged = any(not _unjudged(row) for row in rows)
+    return head, " ".join([*why, *(_not_judged(findings) if judged else []), *_fewer(findings, best)])
 
 
 def _lead(findings: Findings, row: Row) -> str:
@@ -249,7 +277,7 @@ def _lead(findings: Findings, row: Row) -> str:
 
 def _no_win(findings: Findings, best: Mapping[int | None, Row | None]) -> tuple[str, str]:
     baseline, most = findings.study.baseline, findings.budgets[-1]
-    rows = [row for row in findings.rows if row.budget == most and row.comparison is not None]
+    rows = [row for row in _rivals(findings) if not _unjudged(row)]
     where = with_labels(findings.row(baseline, most))
     count = len(rows)
     whom = f"none of the {count} others beat" if count > 1 else f"{rows[0].strategy} did not beat"
@@ -266,7 +294,7 @@ def _no_win(findings: Findings, best: Mapping[int | None, Row | None]) -> tuple[
     worse = [row.strategy for row in rows if row.verdict == "worse"]
     if worse:
         why.append(f"Worse than {baseline}: {_and(worse)}.")
-    return head, " ".join([*why, *_labelling(findings)])
+    return head, " ".join([*why, *_not_judged(findings), *_labelling(findings)])
 
 
 def _fewer(findings: Findings, best: Mapping[int | None, Row | None]) -> list[str]:
@@ -280,15 +308,16 @@ def _fewer(findings: Findings, best: Mapping[int | None, Row | None]) -> list[st
 
 
 def _labelling(findings: Findings) -> list[str]:
-    """What more labels brought the baseline."""
-    rows = [findings.row(findings.study.baseline, budget) for budget in findings.study.every_budget]
-    rows = [row for row in rows if row.level is not None and row.labels]
-    if len(rows) < 2 or rows[-1].level is None or rows[-2].level is None:
+    """What the next larger budget brought the baseline; the last one, where the answer is about the largest."""
+    baseline, most = findings.study.baseline, findings.budgets[-1]
+    rows = [findings.row(baseline, budget) for budget in findings.study.every_budget]
+    rows = [row for row in rows if row.labels and (row.level is not None or row.budget == most)]
+    place = next((number for number, row in enumerate(rows) if row.budget == most), 0)
+    pair = rows[place : place + 2] if place + 1 < len(rows) else rows[place - 1 : place + 1] if place else []
+    if len(pair) < 2 or pair[0].level is None or pair[1].level is None:
         return []
-    sign = -1 if findings.figures.lower else 1
-    gain = sign * (rows[-1].level.mean - rows[-2].level.mean)
-    more, fewer = rows[-1].labels, rows[-2].labels
-    return [f"{more} labels instead of {fewer} brought {findings.study.baseline} {points(gain)} points."]
+    gain = (pair[1].level.mean - pair[0].level.mean) * (-1 if findings.figures.lower else 1)
+    return [f"{pair[1].labels} labels instead of {pair[0].labels} brought {baseline} {points(gain)} points."]
 
 
 def _cautions(findings: Findings) -> list[str]:
@@ -296,6 +325,11 @@ def _cautions(findings: Findings) -> list[str]:
     if not findings.finished:
         found.append(f"{len(findings.results)} of {findings.planned} trials have ended: all this may still change.")
     for row in findings.rows:
+        if row.strategy == study.baseline and row.level is not None and row.trend is None:
+            found.append(
+                f"With {with_labels(row)} it is not known whether the baseline was still improving: it was validated "
+                "too seldom. Raise steps in study.yaml, or lower training.validate_every."
+            )
         if row.strategy == study.baseline and row.trend is not None and row.trend.improving:
             compared = row.budget in study.budgets
             what = "gains over it are worth nothing" if compared else "it may need fewer labels than is said here"
@@ -310,7 +344,10 @@ def _cautions(findings: Findings) -> list[str]:
     ]
     if late:
         found.append(f"Still improving when they stopped, and so perhaps better than they look: {_and(late)}.")
-    failed = [result for result in findings.results if result.status != "done"]
+    given_up = dict.fromkeys(result.strategy for result in findings.results if result.status == "given up")
+    if given_up:
+        found.append(f"Given up early, so not compared: {_and(list(given_up))}.")
+    failed = [result for result in findings.results if result.status not in ("done", "given up")]
     if failed:
         found.append(f"{len(failed)} of {len(findings.results)} trials did not end well; see the list of trials.")
     if findings.figures.few_groups:

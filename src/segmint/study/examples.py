@@ -132,7 +132,7 @@ def _paint(folder: Path, findings: Findings, choice: Choice, key: list[Any]) -> 
         paint.save(truth, folder / files["truth"])
         images.append({"name": findings.figures.names[place], **files, "masks": []})
     for column, (name, result) in enumerate(choice.runs.items()):
-        for number, mask in enumerate(_masks(folder / result.run, pixels, indices)):
+        for number, mask in enumerate(_masks(folder / result.run, pixels, indices, findings.study.draws)):
             file = f"{FOLDER}/{number}-{column}.png"
             paint.save(paint.tile(paint.colorize(mask, colors), SIDE, smooth=False), folder / file)
             arm = choice.arms[name]
@@ -152,8 +152,9 @@ def _indices(data: Data, names: Sequence[str]) -> list[int]:
     return [known[name] for name in names]
 
 
-def _masks(run: Path, pixels: Pixels, indices: Sequence[int]) -> list[Any]:
+def _masks(run: Path, pixels: Pixels, indices: Sequence[int], draws: int | None) -> list[Any]:
     """What a run says of each image: integers [H, W]. The draws are those of `segmint evaluate`."""
     method = Run(run).method.to("cuda" if torch.cuda.is_available() else "cpu")
     image = pixels.batch(list(indices)).image.to(device_of(method))
-    return list(draw(method, image, Seeds(list(indices)), usual_draws(method)).labels.cpu().numpy())
+    draws = draws if draws and method.draws_differ else usual_draws(method)
+    return list(draw(method, image, Seeds(list(indices)), draws).labels.cpu().numpy())

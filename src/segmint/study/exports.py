@@ -164,9 +164,13 @@ def _caption(findings: Findings) -> str:
     unit = " (lower is better)" if findings.figures.lower else r" in \%"
     comparisons = study.comparisons
     baseline, images = escape(study.baseline), len(findings.figures.names)
+    counts = sorted({row.done for row in findings.rows if row.done}) or [0]
+    seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    taken = [row.cost.steps for row in findings.rows if row.cost is not None]
+    after = f", all after {study.steps} steps" if all(steps == study.steps for steps in taken) else ""
     return (
         f"{escape(name)}{unit} on {escape(study.split)} ({images} images), mean and standard deviation over "
-        f"{len(study.seeds)} seeds, all after {study.steps} steps. Beneath, the paired gain over {baseline} in points "
+        f"{seeds} seeds{after}. Beneath, the paired gain over {baseline} in points "
         f"with its 95\\% interval; bold: better, italics: worse, after Holm's correction for {comparisons} "
         f"comparison{'s' * (comparisons > 1)}."
     )

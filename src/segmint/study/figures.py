@@ -125,14 +125,19 @@ def read_figures(
 
 def _entry(path: Path, split: str) -> dict[str, Any] | None:
     """What metrics.json says of the split; None where it has not been judged on it yet."""
-    scores = read_json(path, "evaluate the run again, or run the study again without its line in results.jsonl")
+    scores = read_json(path, f"remove {path.parent} and the trial's line in results.jsonl, and run the study again")
     entry: dict[str, Any] | None = scores.get(split)
     return entry
 
 
+def of_images(measure: Measure) -> bool:
+    """Whether each image defines a measure; where not, mIoU stands for it when images are compared."""
+    return measure.table in _OF_AN_IMAGE
+
+
 def _of_images(measure: Measure, tables: dict[str, torch.Tensor]) -> Array:
     """The measure of each image, [N]; mIoU for measures that only many images define."""
-    chosen = measure if measure.table in _OF_AN_IMAGE else MEASURES["miou"]
+    chosen = measure if of_images(measure) else MEASURES["miou"]
     return np.asarray(chosen.of(tables[chosen.table]).double().numpy())
 
 
@@ -150,8 +155,8 @@ def _check_same(first: tuple[Path, dict[str, Any]], other: tuple[Path, dict[str,
     for path, entry in (first, other):
         if entry.get("mirror"):
             raise SegmintError(
-                f"{path}: was judged with --mirror, unlike the study's other runs; evaluate the run again without, or "
-                "remove its line from results.jsonl and run the study again"
+                f"{path}: was judged with --mirror, unlike the study's other runs; remove {path.parent} and the "
+                "trial's line in results.jsonl, and run the study again"
             )
     if first[1]["per_image"]["names"] != other[1]["per_image"]["names"]:
         raise SegmintError(f"{other[0]}: was judged on other images than {first[0]}; {remedy}")

@@ -18,8 +18,9 @@ class Halving:
     """Decides at each rung, when all trials have come that far, which strategies are trained no further.
 
     The last training of a trial waits at a rung, with its checkpoint, and then goes on as if it had not. A strategy's
-    score is the mean over its trials of the best validation mIoU up to the rung. The baseline always goes on, and
-    so does a training that others need.
+    score is the best validation mIoU up to the rung, less that of the baseline with the same labels and seed, mean over
+    the trials that both have. The baseline always goes on, and so does a training that others need. What was decided
+    about trials that study.yaml has changed since does not count.
 
     Args:
         state: of the study's pieces; strategies that are given up are entered there.
@@ -30,9 +31,12 @@ class Halving:
         self.needed = {name for piece in state.plan.pieces.values() for name in piece.needs if piece.kind != "evaluate"}
         self.rungs = self.study.rungs if self.study.halving else []
         told = read_facts(state.folder / FILE) or {}
-        self.decided: list[dict[str, Any]] = list(told.get("rungs", []))[: len(self.rungs)]
-        for number in range(len(self.decided)):
-            self._give_up(number)
+        self.decided: list[dict[str, Any]] = []
+        for one, rung in zip(told.get("rungs", []), self.rungs, strict=False):
+            if one["share"] != rung or not self._holds(one):
+                break
+            self.decided.append(one)
+            self._give_up(one)
 
     @property
     def rung(self) -> float | None:
@@ -60,9 +64,10 @@ class Halving:
             scores = self._scores()
             kept = set(sorted(scores, key=lambda name: -scores[name])[: math.ceil(len(scores) / 2)])
             lost = [name for name in scores if name not in kept | {self.study.baseline}]
-            self.decided.append({"share": self.rung, "scores": scores, "given_up": lost})
+            keys = [trial.key for trial in self._alive()]
+            self.decided.append({"share": self.rung, "scores": scores, "given_up": lost, "trials": keys})
             write_json(self.state.folder / FILE, {"rungs": self.decided})
-            self._give_up(len(self.decided) - 1)
+            self._give_up(self.decided[-1])
 
     def _alive(self) -> list[Trial]:
         """The trials of strategies that go on, without those of the baseline alone, which nothing is compared with."""
@@ -77,18 +82,24 @@ class Halving:
         return bool(curve) and curve[-1][0] >= step
 
     def _scores(self) -> dict[str, float]:
-        """Of each strategy that goes on; trials that failed before they were validated count for nothing."""
-        found: dict[str, list[float]] = {}
+        """Of each strategy that goes on; one without a trial that the baseline has as well has none."""
+        found: dict[str, dict[tuple[int | None, int], float]] = {}
         for trial in self._alive():
             step = self._step(trial)
             curve = shown_curve(self.state.where(trial.last))
             first = next((place for place, (at, _) in enumerate(curve) if step is None or at >= step), len(curve))
             if reached := [value for _, value in curve[: first + 1]]:
-                found.setdefault(trial.strategy, []).append(max(reached))
-        return {name: fmean(values) for name, values in found.items()}
+                found.setdefault(trial.strategy, {})[trial.budget, trial.seed] = max(reached)
+        base = found.get(self.study.baseline, {})
+        gains = {name: [value - base[at] for at, value in some.items() if at in base] for name, some in found.items()}
+        return {name: fmean(values) for name, values in gains.items() if values}
 
-    def _give_up(self, number: int) -> None:
-        share, names = self.decided[number]["share"], self.decided[number]["given_up"]
-        why = f"in the poorer half by validation mIoU after {share:g} of its last training"
-        for name in names:
-            self.state.given_up.setdefault(name, why)
+    def _holds(self, one: dict[str, Any]) -> bool:
+        """Whether a decision was about trials that are still asked for."""
+        return bool(one.get("trials")) and {trial.key for trial in self.state.plan.trials}.issuperset(one["trials"])
+
+    def _give_up(self, one: dict[str, Any]) -> None:
+        why = f"in the poorer half by validation mIoU after {one['share']:g} of its last training"
+        for name in one["given_up"]:
+            if name != self.study.baseline:
+                self.state.given_up.setdefault(name, why)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from segmint.evaluation.files import read_json
+from segmint.study.files import JOB, read_facts
 from segmint.study.live import LiveView
 from segmint.study.local import LocalPool
 from segmint.study.outcomes import State, settled
-from segmint.study.pieces import Plan, make_plan
+from segmint.study.pieces import Plan, job_of, make_plan
 from segmint.study.plan import Study, read_study
 from segmint.study.run import cores_here
 from segmint.study.trials import Engine
@@ -21,8 +23,8 @@ from segmint.types import SegmintError
 ANSWER = "answer.json"
 
 
-def recommended(folder: Path) -> str:
-    """The strategy that a study recommends.
+def recommended(folder: Path) -> tuple[str, str]:
+    """The strategy that a study recommends, and its answer if that is no finding yet, else "".
 
     Raises:
         SegmintError: the study has not been run, or recommends none.
@@ -31,7 +33,8 @@ def recommended(folder: Path) -> str:
     name = answer.get("recommended")
     if not name:
         raise SegmintError(f"{folder / ANSWER}: the study recommends no strategy ({answer.get('reason', '')})")
-    return str(name)
+    settled_on = answer.get("decided", True) and answer.get("finished", True)
+    return str(name), "" if settled_on else str(answer.get("headline", ""))
 
 
 def train_like(
@@ -57,12 +60,15 @@ def train_like(
         Whether it came to the end; False if it was asked to stop.
 
     Raises:
-        SegmintError: there is no recommendation, or a part failed.
+        SegmintError: there is no recommendation, a part failed, or `out` holds another run.
     """
     folder, out, console = Path(study_folder), Path(out).resolve(), console or Console(quiet=True)
     plan = plan_like(folder, data, seed=seed, steps=steps)
     pool = LocalPool(1, cores_here())
     engine = _Single(out, plan, pool)
+    job = job_of(plan.pieces[plan.trials[0].last], engine.state.where)
+    if (out / "config.yaml").exists() and read_facts(out / JOB) != json.loads(json.dumps(job)):
+        raise SegmintError(f"{out}: holds a run of something else; choose another --out")
     try:
         with LiveView(console, out.name) as view:
             engine.tell, engine.watch = view.tell, view.watch
@@ -82,7 +88,7 @@ def plan_like(folder: Path, data: str | Path, *, seed: int = 0, steps: int | Non
     Raises:
         SegmintError: there is no recommendation.
     """
-    study, name = read_study(folder), recommended(folder)
+    study, (name, _) = read_study(folder), recommended(folder)
     if name not in study.strategies:
         raise SegmintError(f"{folder / ANSWER}: recommends {name!r}, which study.yaml does not have any more")
     changes: dict[str, Any] = {"strategies": {name: study.strategies[name]}, "baseline": name}

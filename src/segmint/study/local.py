@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from segmint.study.files import LOG, STARTED
 
 
@@ -44,14 +46,22 @@ def command(folder: Path, limit: float | None) -> list[str]:
     return [sys.executable, "-m", "segmint.study.worker", str(folder), *told]
 
 
-def environment(threads: int) -> Mapping[str, str]:
-    """The environment of a worker that starts now, in which every library keeps to so many threads."""
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
+    count = torch.cuda.device_count()
+    return (named or [str(number) for number in range(count)])[:count]
+
+
+def environment(threads: int, gpu: str | None = None) -> Mapping[str, str]:
+    """The environment of a worker that starts now, in which every library keeps to so many threads, and to a GPU."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     told = {"PYTHONUNBUFFERED": "1", STARTED: f"{time.time():.3f}"}
+    told |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     return {**os.environ, **dict.fromkeys(names, str(threads)), **told}
 
 
-def launch(folder: Path, limit: float | None, threads: int) -> subprocess.Popen[bytes]:
+def launch(folder: Path, limit: float | None, threads: int, gpu: str | None = None) -> subprocess.Popen[bytes]:
     """Start a worker that ends when this process does; what it prints goes to output.txt in its folder.
 
     It has a session of its own, so that Ctrl-C reaches this process alone, which then tells it to save.
@@ -63,21 +73,22 @@ def launch(folder: Path, limit: float | None, threads: int) -> subprocess.Popen[
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env=environment(threads),
+            env=environment(threads, gpu),
             start_new_session=True,
         )
 
 
 class LocalPool:
-    """Processes of this machine.
+    """Processes of this machine, among which its GPUs are shared out.
 
     Args:
         processes: how many at a time; `threads`: of each.
     """
 
     def __init__(self, processes: int, threads: int) -> None:
-        self.processes, self.threads = processes, threads
+        self.processes, self.threads, self.gpus = processes, threads, gpus()
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.places: dict[str, int] = {}
         self.asked: set[int] = set()
 
     @property
@@ -86,8 +97,11 @@ class LocalPool:
         return self.processes - len(self.running)
 
     def start(self, name: str, folder: Path, limit: float | None) -> None:
-        """Start the worker of a piece."""
-        self.running[name] = launch(folder, limit, self.threads)
+        """Start the worker of a piece, on the GPU of the first place that is free."""
+        taken = {self.places[other] for other in self.running}
+        self.places[name] = next(place for place in range(self.processes) if place not in taken)
+        gpu = self.gpus[self.places[name] % len(self.gpus)] if self.gpus else None
+        self.running[name] = launch(folder, limit, self.threads, gpu)
 
     def ended(self) -> dict[str, int]:
         """The pieces whose workers have ended since."""

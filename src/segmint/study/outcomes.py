@@ -90,7 +90,8 @@ class State:
         trainings = [name for name in trial.pieces if self.plan.pieces[name].kind == "train"]
         steps = {name: int(self.done.get(name, {}).get("steps", 0)) for name in trainings}
         shared = [name for name in trial.pieces if len(self.uses[name]) > 1]
-        last, images = self.where(trial.last), self.where(trial.last) / "metrics.json"
+        last, images = self.where(trial.last), self.where(trial.evaluation) / "metrics.json"
+        images = images if images.is_file() else last / "metrics.json"  # where older studies have it
         return Result(
             *trial.of,
             status=status,
@@ -119,7 +120,7 @@ def shown_curve(run: Path, key: str = "miou") -> list[tuple[int, float]]:
 
 def scores_of(path: Path, split: str) -> dict[str, float]:
     """The measures of a split in a run's metrics.json; those that the images do not define are left out."""
-    entry = read_json(path, "evaluate the run again").get(split, {})
+    entry = read_json(path, f"remove {path.parent} and go on").get(split, {})
     cells = {key: entry[key] for key in MEASURES if isinstance(entry.get(key), dict)}
     return {key: float(cell["value"]) for key, cell in cells.items() if cell.get("value") is not None}
 

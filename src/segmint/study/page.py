@@ -15,12 +15,14 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from segmint.config import write_atomic
+from segmint.evaluation import tables
 from segmint.evaluation.files import read_json
 from segmint.evaluation.report import MEASURES, duration, write_report
 from segmint.study import charts
 from segmint.study.answer import Answer, decide, images_name, measure_name, minutes, points, with_labels, write_answer
 from segmint.study.examples import write_examples
 from segmint.study.exports import LATEX, SUMMARY, TRIALS, latex, write_exports
+from segmint.study.figures import of_images
 from segmint.study.findings import Findings, Row, find
 from segmint.study.outcomes import current_results
 from segmint.study.plan import FILE, read_study, told_budget
@@ -203,8 +205,12 @@ def _environment(findings: Findings) -> Environment:
     def score(value: float) -> str:
         return "–" if math.isnan(value) else f"{value:.3f}" if lower else f"{100 * value:.1f}"
 
+    def score_of_image(value: float) -> str:
+        return score(value) if of_images(tables.MEASURES[findings.study.metric]) else f"mIoU {100 * value:.1f}"
+
     environment.filters.update(
         score=score,
+        score_of_image=score_of_image,
         points=points,
         budget=told_budget,
         labels=with_labels,

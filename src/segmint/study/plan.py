@@ -212,8 +212,21 @@ def check(study: Study, source: str = FILE) -> None:
     for key in ("precision", "device", "steps", "epochs"):
         if key in study.training:
             raise SegmintError(f"{where}training.{key}: is the same for all; leave it out, or set the study's own")
+    if study.halving and MEASURES[study.metric].table == "sets":
+        raise SegmintError(f"{where}halving: goes by mIoU, which says little of {study.metric}; leave it out")
     for name, parts in study.strategies.items():
+        if name.startswith("_") or not name.strip() or not name.isprintable():
+            raise SegmintError(f"{where}strategies: {name!r} cannot be a name; take printable text without _ in front")
         _check_strategy(study, parts, f"{where}strategies.{name}")
+    known = set().union(*(method_of(part).settings() for part in _trainings(study)))
+    for key in study.settings:
+        if key not in known:
+            told = ", ".join(sorted(known))
+            raise SegmintError(f"{where}settings.{key}: no method of the study has it; they have {told}")
+
+
+def _trainings(study: Study) -> list[Part]:
+    return [part for parts in study.strategies.values() for part in parts if part.train is not None]
 
 
 def _check_strategy(study: Study, parts: list[Part], where: str) -> None:
@@ -243,6 +256,10 @@ def _check_part(part: Part, known: Mapping[str, Part], where: str) -> None:
         raise SegmintError(f"{where}: share and steps say the same; give one")
     if part.kind == "train" and part.once and not blind(part):
         raise SegmintError(f"{where}.once: with a trial's own labels it would bring those of another; add labels: none")
+    for key in ("precision", "device", "steps", "epochs"):
+        if key in part.training and not (part.kind == "train" and method_of(part).whole_epochs and key == "epochs"):
+            told = "give the part steps or share" if key in ("steps", "epochs") else "it is the same for all"
+            raise SegmintError(f"{where}.training.{key}: leave it out; {told}")
     if part.kind == "assay" and part.segmenter is None:
         raise SegmintError(f"{where}.segmenter: is missing; name the earlier training that judges the pairs")
     for key, name in part.inputs():

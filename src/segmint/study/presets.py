@@ -233,7 +233,8 @@ def _parts(strategies: Mapping[str, list[Part]], head: str) -> list[str]:
     lines = []
     for name, parts in strategies.items():
         told = [_line(part.model_dump(mode="json", exclude_unset=True)) for part in parts]
-        lines += [f"{head}{name}:\n", *(f"{head}- {part}" for part in told)]
+        key = yaml.safe_dump(name, allow_unicode=True, width=10_000).splitlines()[0]
+        lines += [f"{head}{key}:\n", *(f"{head}- {part}" for part in told)]
     return lines
 
 

@@ -11,10 +11,11 @@ from segmint.config import write_atomic
 from segmint.data.folder import Data, open_folder
 from segmint.data.store import digest_of
 from segmint.evaluation.files import read_json, write_json
+from segmint.evaluation.tables import MEASURES
 from segmint.locks import hold
 from segmint.study.cost import Forecast, foresee, time_paces
 from segmint.study.live import LiveView
-from segmint.study.local import LocalPool, Pool
+from segmint.study.local import LocalPool, Pool, gpus
 from segmint.study.outcomes import SETTLED, settled
 from segmint.study.pieces import make_plan
 from segmint.study.plan import FILE, Study, read_study
@@ -49,11 +50,11 @@ def run_study(
     study = read_study(folder)
     with hold(folder / "lock", 0, f"{folder}: another `segmint study` is at work here; wait for it, or end it"):
         data = check_data(study)
-        ready = settle(study, folder, processes or cores_here(), console)
+        ready = settle(study, folder, processes or usual_processes(), console)
         settle_data(data, folder)
         paces, _ = time_paces(study, folder, ready.threads or 1, console)
         forecast = foresee(make_plan(ready), paces, len(data.split(study.split)))
-        pool = open_pool(ready, processes or max(1, cores_here() // (ready.threads or 1)), ray)
+        pool = open_pool(ready, processes or usual_processes(ready.threads or 1), ray)
         try:
             return _run(folder, forecast, pool, retry_failed, console)
         finally:
@@ -87,8 +88,8 @@ def foretell(folder: str | Path, *, processes: int | None = None, console: Conso
     folder = Path(folder).resolve()
     study = read_study(folder)
     data = check_data(study)
-    threads = (settled(study, folder) or study).threads or max(1, cores_here() // (processes or cores_here()))
-    at_a_time = processes or max(1, cores_here() // threads)
+    threads = (settled(study, folder) or study).threads or max(1, cores_here() // (processes or usual_processes()))
+    at_a_time = processes or usual_processes(threads)
     paces, precision = time_paces(study, folder, threads, console)
     plan = make_plan(study.model_copy(update={"precision": precision}))
     _say(foresee(plan, paces, len(data.split(study.split))).lines(list(plan.pieces), at_a_time), console)
@@ -102,6 +103,11 @@ def _say(lines: list[str], console: Console) -> None:
 def cores_here() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usual_processes(threads: int = 1) -> int:
+    """Trainings at a time where nobody says: one for each GPU, else as many as there are cores for."""
+    return len(gpus()) or max(1, cores_here() // threads)
 
 
 def open_pool(study: Study, processes: int, ray: str | None) -> Pool:
@@ -124,6 +130,12 @@ def check_data(study: Study) -> Data:
     for split in dict.fromkeys(("val", study.split)):
         if not any(data.items[index].masks for index in data.split(split)):
             raise SegmintError(f"{data.root}: no image of split {split!r}, which the study needs, has a mask")
+    several = any(len(data.items[index].masks) > 1 for index in data.split(study.split))
+    if MEASURES[study.metric].table == "sets" and not several:
+        raise SegmintError(
+            f"metric: {study.metric} compares masks with those of several raters, and no image of split "
+            f"{study.split!r} of {data.root} has more than one; take another metric"
+        )
     for budget in study.every_budget:
         for seed in study.seeds:
             data.labelled(budget, seed)

@@ -22,7 +22,8 @@ from segmint.training.train import asked_to_stop
 ATTEMPTS = 6
 """So often a piece is begun again whose worker was stopped, or lost with its machine."""
 
-_ASKED = (STOPPED, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+_HANG_UP = getattr(signal, "SIGHUP", 1)  # which Windows lacks
+_ASKED = (STOPPED, -signal.SIGTERM, -signal.SIGINT, -_HANG_UP)
 
 Told = Callable[[str], None]
 
@@ -194,7 +195,7 @@ class Engine:
 
 def _why(place: Path, code: int) -> str:
     """Why a worker ended that did not say so itself."""
-    if code == -signal.SIGKILL:
+    if code == -9:
         return "killed by the system (signal 9), most likely because memory ran out"
     told = f"ended by signal {-code}" if code < 0 else f"ended with code {code}"
     if code in _ASKED:

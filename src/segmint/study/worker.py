@@ -227,8 +227,13 @@ def _assay(folder: Path, job: Mapping[str, Any], pause: Pause) -> dict[str, Any]
 
 def _evaluate(folder: Path, job: Mapping[str, Any], pause: Pause) -> dict[str, Any]:
     from segmint.evaluation.evaluate import evaluate
+    from segmint.evaluation.files import write_json
+    from segmint.training.run import Run
 
-    entry = evaluate(job["run"], Path(job["data"]), job["split"], draws=job["draws"])
+    run = Run(Path(job["run"]))
+    draws = job["draws"] if run.method.draws_differ else None
+    entry = evaluate(run, Path(job["data"]), job["split"], draws=draws)
+    write_json(folder / "metrics.json", {job["split"]: entry})
     return {"images": entry["images"]}
 
 

@@ -67,6 +67,43 @@ def test_one_rival_that_does_not_win_is_named(make_study):
     assert "equal did not beat it beyond chance" in answer.headline
 
 
+def test_one_that_leads_but_was_not_judged_leaves_it_open(make_study):
+    made = make_study({"plain": 0.60, "equal": 0.60, "good": 0.70}, failed={("good", 2): "out of memory"})
+    answer = decide(made.findings())
+    assert not answer.decided
+    assert "too few trials ended well" in answer.headline
+    assert "good (mIoU" in answer.details
+    assert "Not judged, for want of 3 finished trials of both: good." in answer.details
+
+
+def test_one_that_was_not_judged_is_named_beside_the_winner(make_study):
+    made = make_study({"plain": 0.60, "lost": 0.60, "good": 0.70}, failed={("lost", 2): "out of memory"})
+    answer = decide(made.findings())
+    assert answer.decided
+    assert answer.headline.startswith("Use good")
+    assert "of both: lost." in answer.details
+
+
+def test_what_is_worse_but_in_doubt_does_not_keep_the_answer_open(make_study):
+    answer = decide(make_study({"plain": 0.60, "equal": 0.60, "poor": 0.50}, rising=("poor",)).findings())
+    assert answer.decided
+    assert answer.kind == "neither"
+    assert any("perhaps better than they look: poor" in words for words in answer.cautions)
+
+
+def test_the_next_larger_budget_says_what_labels_are_worth(make_study):
+    made = make_study({"plain": 0.60, "equal": 0.60}, budgets=(10,), baseline_budgets=[40, 160])
+    assert "40 labels instead of 10 brought plain +6" in decide(made.findings()).details
+
+
+def test_a_baseline_that_was_hardly_validated_is_a_caution(make_study):
+    made = make_study({"plain": 0.60, "good": 0.70}, budgets=(10,))
+    results = (made.folder / FILE).read_text().splitlines()
+    rare = [json.dumps(one | {"curve": one["curve"][::5]}) for one in map(json.loads, results)]
+    (made.folder / FILE).write_text("\n".join(rare) + "\n")
+    assert any("validated too seldom" in words for words in decide(made.findings()).cautions)
+
+
 def test_what_wins_with_few_labels_only_is_said(make_study):
     made = make_study({"plain": 0.60, "early": 0.66}, seeds=5, budgets=(10, 20))
     lines = (made.folder / FILE).read_text().splitlines()
@@ -148,6 +185,7 @@ def test_a_baseline_that_failed_leaves_it_open(make_study):
     failures = {("plain", seed): "out of memory" for seed in range(3)}
     answer = decide(make_study({"plain": 0.6, "good": 0.7}, failed=failures).findings())
     assert answer.kind == "open"
+    assert answer.recommended is None
     assert "too few trials ended well" in answer.headline
     assert any("6 of 12 trials did not end well" in words for words in answer.cautions)
 

@@ -57,6 +57,11 @@ def test_failures_and_strange_names_are_shown_as_they_are(make_study):
     assert "1 of 3 failed" in words(made.folder / "report.html")
 
 
+def test_names_like_formulas_are_no_formulas(make_study):
+    made = make_study({"plain": 0.60, "x$_$y": 0.61, "$": 0.6}, budgets=(10,))
+    assert "x$_$y" in write_page(made.folder).read_text(encoding="utf-8").replace("<wbr>", "")
+
+
 def test_a_strategy_that_failed_everywhere_is_in_the_table_and_in_no_chart(make_study):
     failed = {("never", seed): "out of memory" for seed in range(3)}
     made = make_study({"plain": 0.60, "good": 0.66, "never": 0.6}, failed=failed, budgets=(10, 40))
