@@ -28,6 +28,16 @@ def test_it_starts_from_the_weights_that_fit(shapes: Path, tmp_path: Path):
     assert torch.equal(load(resume(wider.folder).folder).decoder.image.weight, wider.method.decoder.image.weight)
 
 
+def test_what_counts_steps_begins_anew(shapes: Path, tmp_path: Path):
+    small = {"encoder_name": "plain", "decoder_channels": [4, 4, 4, 4], "balance": "geco", "kappa": 0.1}
+    first = train(shapes, method="variational", out=tmp_path / "a", settings=QUICK, **small)
+    assert int(first.method.steps_done) == 2
+    none = {**QUICK, "steps": 0}
+    second = train(shapes, method="variational", out=tmp_path / "b", settings=none, init=first, **small)
+    assert int(second.method.steps_done) == 0
+    assert float(second.method.log_multiplier) != float(first.method.log_multiplier)
+
+
 def test_weights_that_fit_nowhere_are_refused(shapes: Path, tmp_path: Path):
     vae = train(shapes, method="vae", out=tmp_path / "a", settings={**QUICK, "steps": 1}, width=8, latent=4)
     with pytest.raises(SegmintError, match=r"init: .* have no tensor of the same name and shape"):

@@ -19,16 +19,23 @@ from segmint.training.run import resume, train
 from segmint.types import SegmintError
 
 SETTINGS = {"batch_size": 4, "precision": "float32", "validate_every": 3, "save_every": 0.0}
+SMALL = {"encoder_name": "plain", "decoder_channels": [8, 8, 8, 8]}
 CASES = {
     "supervised": ({"steps": 9}, {"encoder_name": "plain", "decoder_channels": [16, 16, 16, 16], "dropout": 0.3}),
     "consistency": (
         {"steps": 9},
-        {"encoder_name": "plain", "decoder_channels": [8, 8, 8, 8], "cutmix": 1.0, "feature_dropout": 0.5},
+        {**SMALL, "cutmix": 1.0, "feature_dropout": 0.5},
     ),
     "gan": ({"steps": 9}, {"image_discriminator": "convolutional", "width": 8, "warm_start": 3}),
     "vae": ({"steps": 9}, {"width": 8, "latent": 8}),
     "gmm": ({"epochs": 5}, {}),
     "cutpaste": ({"epochs": 5}, {"bank": 18}),
+    "adversarial": ({"steps": 9}, {**SMALL, "width": 4, "self_taught_from": 3}),
+    "denoise": ({"steps": 9}, SMALL),
+    "stochastic": ({"steps": 9}, SMALL),
+    "variational": ({"steps": 9}, {**SMALL, "balance": "geco", "kappa": 0.1}),
+    "maskflow": ({"steps": 9}, SMALL),
+    "flow": ({"steps": 9}, {"widths": [16, 16], "alignment": 0.0}),
     "spade": ({"steps": 9}, {"discriminator": "plain", "width": 4, "warm_start": 3}),
 }
 

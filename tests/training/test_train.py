@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
+from PIL import Image
 from torch import nn
 
 from segmint.config import TrainSettings
@@ -47,6 +48,26 @@ def test_batches_mix_labelled_unlabelled_and_generated():
     kinds = ["u" if i in range(10, 20) else "s" if i in range(20, 30) else "l" for i in choice.indices]
     assert sorted(kinds) == ["l"] * 2 + ["s"] * 2 + ["u"] * 4
     assert choice.labelled == [kind != "u" for kind in kinds]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"unlabelled": range(9), "batch_size": 1}, "no place for images without masks, .*labelled_fraction"),
+        ({"unlabelled": range(9), "batch_size": 2, "labelled_fraction": 0.8}, "no place for images without masks"),
+        ({"synthetic": range(9), "batch_size": 1}, "no place for generated pairs, .*synthetic_fraction"),
+        ({"synthetic": range(9), "batch_size": 2, "synthetic_fraction": 0.2}, "no place for generated pairs"),
+    ],
+)
+def test_images_that_would_never_be_seen_are_refused(changes, told):
+    with pytest.raises(SegmintError, match=told):
+        sampler(**changes)
+
+
+def test_shares_of_nothing_and_of_all_are_what_they_say():
+    assert len(sampler(labelled=(), unlabelled=range(9)).at(0).indices) == 4
+    assert sampler(unlabelled=range(9), labelled_fraction=1.0).at(0).labelled == [True] * 4
+    assert set(sampler(synthetic=range(10, 20), synthetic_fraction=0.0).at(0).indices) <= {0, 1, 2}
 
 
 def test_a_step_is_the_same_whenever_it_is_asked_for():
@@ -209,6 +230,32 @@ def test_early_stopping_keeps_the_best_weights(shapes: Path, tmp_path: Path):
     assert summary["steps"] == summary["best_step"] + 3 == watcher.steps[-1]
     best = max(line["miou"] for line in read_log(run.folder) if line["split"] == "val")
     assert summary["best"] == pytest.approx(best, rel=1e-5)
+
+
+def test_passes_over_the_images_are_the_steps_that_a_method_plans_with(shapes: Path, tmp_path: Path):
+    settings = {"batch_size": 4, "precision": "float32", "epochs": 8}
+    run = train(shapes, method="variational", out=tmp_path / "run", settings=settings, **PLAIN)
+    assert run.method.warmup == 16 // 4
+
+
+@pytest.mark.parametrize("key", ["classes", "in_channels", "image_size"])
+def test_what_follows_from_the_data_is_not_given(shapes: Path, tmp_path: Path, key: str):
+    with pytest.raises(SegmintError, match=f"^{key}: follows from the data"):
+        train(shapes, out=tmp_path / "run", settings=QUICK, **PLAIN, **{key: 2})
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_masks_that_say_nothing_choose_no_weights(shapes: Path, tmp_path: Path):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    for name in (data / "splits/val.txt").read_text(encoding="utf-8").split():
+        path = next((data / "masks").glob(f"{Path(name).stem}*.png"))
+        with Image.open(path) as mask:
+            Image.new(mask.mode, mask.size, IGNORE).save(path)
+    run = train(data, out=tmp_path / "run", settings={**QUICK, "validate_every": 2}, **PLAIN)
+    assert json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))["best_step"] is None
+    with pytest.raises(SegmintError, match=r"batch_size: 1 is too few at 16 x 16 pixels"):
+        train(shapes, out=tmp_path / "small", size=(16, 16), settings={**QUICK, "batch_size": 1}, **PLAIN)
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(shapes: Path, tmp_path: Path):

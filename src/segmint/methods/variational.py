@@ -127,6 +127,10 @@ class Variational(Method):
             return Suit(0, f"needs {STEPS:,} steps to learn how raters differ, more than there are")
         return Suit(2, "learns to draw masks as different as the raters', and its draws cost hardly more than one")
 
+    def starting_weights(self) -> dict[str, Tensor]:
+        """The networks' alone: how the KL term is weighed is found out anew."""
+        return {key: value for key, value in self.state_dict().items() if key not in ("log_multiplier", "excess")}
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The bound's terms; the loss is cross_entropy + beta kl / pixels.
 

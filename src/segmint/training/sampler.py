@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
+from segmint.ranks import world
 from segmint.seeds import mix
+from segmint.types import SegmintError
+
+if TYPE_CHECKING:
+    from segmint.config import TrainSettings
+    from segmint.training.train import Images
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,9 @@ class Sampler:
         whole_epochs: every image exactly once an epoch; the last batch of an epoch may be smaller.
         seed: determines everything.
         processes: how many have such a batch each; they take the images of a step in turn, one at a time.
+
+    Raises:
+        SegmintError: a batch has no place for images that it is to have a share of.
     """
 
     def __init__(
@@ -68,20 +78,35 @@ class Sampler:
         self.seen, self.batch_size, self.whole_epochs = seen, batch_size * processes, whole_epochs
         everything = [*labelled, *synthetic, *unlabelled]
         self.count = len(everything)
-        masks = batch_size
-        if unlabelled and labelled_fraction:
-            masks = min(batch_size, max(1, round(batch_size * labelled_fraction)))
-        made = min(masks - 1, round(masks * synthetic_fraction)) if synthetic and labelled else 0
-        if synthetic and not labelled:
-            made = masks
         if whole_epochs or (unlabelled and not labelled_fraction):
             parts: list[tuple[Sequence[int], int]] = [(everything, batch_size)]
         else:
+            masks = batch_size if labelled or synthetic else 0
+            if masks and unlabelled:
+                masks = _share(batch_size, labelled_fraction, "labelled_fraction", "images without masks")
+            made = masks if synthetic and not labelled else 0
+            if synthetic and labelled:
+                made = masks - _share(masks, 1 - synthetic_fraction, "synthetic_fraction", "generated pairs")
             parts = [(labelled, masks - made), (synthetic, made), (unlabelled, batch_size - masks)]
         self.pools = [
             (Pool(items, mix(seed, number)), n * processes) for number, (items, n) in enumerate(parts) if items and n
         ]
         self.steps_per_epoch = -(-self.count // self.batch_size)
+
+    @classmethod
+    def of(cls, images: Images, settings: TrainSettings, *, whole_epochs: bool, seed: int) -> Sampler:
+        """That of a training, for all its processes."""
+        return cls(
+            images.labelled,
+            images.unlabelled,
+            images.synthetic,
+            batch_size=settings.batch_size,
+            labelled_fraction=settings.labelled_fraction,
+            synthetic_fraction=settings.synthetic_fraction,
+            whole_epochs=whole_epochs,
+            seed=mix(seed, "sampler"),
+            processes=world(),
+        )
 
     def at(self, step: int) -> Choice:
         """The images of a step, 0, 1, 2, ..., of all processes."""
@@ -96,3 +121,14 @@ class Sampler:
     def ends_epoch(self, step: int) -> bool:
         """Whether a pass over as many images as there are ends with this step."""
         return (step + 1) % self.steps_per_epoch == 0
+
+
+def _share(images: int, fraction: float, key: str, others: str) -> int:
+    """How many of some images a fraction is, at least one; all of them only where that is what is asked for."""
+    count = max(1, round(images * fraction))
+    if count == images and fraction < 1:
+        raise SegmintError(
+            f"training.batch_size: leaves no place for {others}, of which training.{key} asks for a share; take a "
+            f"larger batch, or another training.{key}"
+        )
+    return min(images, count)

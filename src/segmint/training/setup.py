@@ -16,7 +16,7 @@ from segmint.config import SMALLEST, RunSettings, TrainSettings, parse, read_run
 from segmint.data.augment import resolve
 from segmint.data.cache import Pixels
 from segmint.data.folder import Data, open_folder
-from segmint.methods.method import Facts, Method, build, find, load
+from segmint.methods.method import Facts, Method, build, find
 from segmint.ranks import world
 from segmint.seeds import mix
 from segmint.training.choice import Choice, choose, disagreement, hardware
@@ -24,12 +24,20 @@ from segmint.training.optimizers import PartOptimizers
 from segmint.training.pace import Pace, measure
 from segmint.training.parallel import in_turn, told
 from segmint.training.pseudo import PredictedMasks, predict_masks
+from segmint.training.sampler import Sampler
 from segmint.training.train import Images
-from segmint.types import SegmintError
+from segmint.training.weights import fitting, start_from
+from segmint.types import IGNORE, SegmintError
+
+STRIDE = 32
+"""Pixels in the coarsest maps' steps."""
 
 WATCHED = 200
 """At most so many validation images are looked at while a method trains: all of some hundreds would take as long as the
 training, and choose hardly better weights."""
+
+DERIVED = {"classes": "", "in_channels": "", "image_size": ", and give --size (in Python: size)"}
+"""Arguments of every method that nobody gives, and what may be given instead."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,9 @@ class Wish:
         Raises:
             SegmintError: a setting is wrong.
         """
+        for key, instead in DERIVED.items():
+            if key in self.method_settings:
+                raise SegmintError(f"{key}: follows from the data; leave it out{instead}")
         plain = {key: value for key, value in self.method_settings.items() if not isinstance(value, nn.Module)}
         values = {**self.values, "method": method, "method_settings": plain}
         return check_settings(values, find(method), self.training)
@@ -155,13 +166,14 @@ class Draft:
 
 
 def draft(data: Data, asked: RunSettings, modules: Mapping[str, nn.Module]) -> Draft:
-    """Look at the data and build the method.
+    """Look at the data and build the method; what would fail at the first step fails here, where nothing is written.
 
     Raises:
         SegmintError: the data or a setting is wrong.
     """
     with in_turn():
         pixels, images = look(data, asked)
+    Sampler.of(images, asked.training, whole_epochs=find(asked.method).whole_epochs, seed=asked.seed)
     settings = settle(asked, pixels, images, modules)
     return Draft(pixels, images, asked, settings, build_method(settings, modules), modules)
 
@@ -260,6 +272,11 @@ def look(data: Data, settings: RunSettings) -> tuple[Pixels, Images]:
             f"{data.root}: its images are {height} x {width} pixels (height x width), and {SMALLEST} is the least; "
             f"show them larger: --size {times * height}x{times * width}"
         )
+    if settings.training.batch_size == 1 and max(pixels.size) <= STRIDE:
+        raise SegmintError(
+            f"training.batch_size: 1 is too few at {pixels.size[0]} x {pixels.size[1]} pixels, where the coarsest map "
+            "may be a single value and has no variance to normalise by; take 2 or more"
+        )
     labelled, synthetic, unlabelled = roles(data, settings)
     cls = find(settings.method)
     alone = cls.uses_unlabelled and (settings.budget == 0 or cls.prepares)
@@ -289,7 +306,9 @@ def validation_of(pixels: Pixels, method: str) -> list[int]:
     """The items of the split "val" that say something of a method."""
     data = pixels.data
     items = data.split("val") if "val" in data.split_names else []
-    return [index for index in items if pixels.rows[index] or find(method).prepares]
+    if find(method).prepares:
+        return items
+    return [index for index in items if any((pixels.masks[row] != IGNORE).any() for row in pixels.rows[index])]
 
 
 def no_masks(data: Data, settings: RunSettings) -> str:
@@ -305,6 +324,8 @@ def no_masks(data: Data, settings: RunSettings) -> str:
 def facts_of(settings: RunSettings, pixels: Pixels, images: Images) -> Facts:
     """What a method may know of its training before it is built."""
     masked = [*images.labelled, *images.synthetic]
+    training, count = settings.training, len(masked) + len(images.unlabelled)
+    passes = -(-count // (training.batch_size * world()))
     return Facts(
         classes=len(pixels.data.classes),
         channels=pixels.data.channels,
@@ -312,7 +333,7 @@ def facts_of(settings: RunSettings, pixels: Pixels, images: Images) -> Facts:
         shares=pixels.shares(masked),
         labelled=len(masked),
         unlabelled=len(images.unlabelled),
-        steps=settings.training.steps,
+        steps=training.steps if training.epochs is None else training.epochs * passes,
         batch_size=settings.training.batch_size,
         raters=max((len(pixels.rows[index]) for index in masked), default=1),
         disagreement=disagreement(pixels, masked),
@@ -376,26 +397,3 @@ def build_method(settings: RunSettings, own: Mapping[str, nn.Module]) -> Method:
     if settings.init is not None:
         start_from(method, Path(settings.init))
     return method
-
-
-def fitting(method: Method, other: Method) -> dict[str, torch.Tensor]:
-    """The other's tensors that have the name and the shape of one of the method's."""
-    own = method.state_dict()
-    taken = other.starting_weights()
-    return {key: value for key, value in taken.items() if key in own and own[key].shape == value.shape}
-
-
-def start_from(method: Method, folder: Path) -> int:
-    """Take over a run's weights, wherever a tensor has the same name and shape.
-
-    Returns:
-        How many tensors were taken.
-
-    Raises:
-        SegmintError: none fits, or there is no run.
-    """
-    taken = fitting(method, load(folder))
-    if not taken:
-        raise SegmintError(f"init: {folder} and {method.name} have no tensor of the same name and shape in common")
-    method.load_state_dict({**method.state_dict(), **taken})
-    return len(taken)

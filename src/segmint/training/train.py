@@ -143,17 +143,7 @@ class _Training:
         cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
         self.device = torch.device("cuda" if cuda else "cpu")
         check_device(self.device)
-        self.sampler = Sampler(
-            images.labelled,
-            images.unlabelled,
-            images.synthetic,
-            batch_size=settings.batch_size,
-            labelled_fraction=settings.labelled_fraction,
-            synthetic_fraction=settings.synthetic_fraction,
-            whole_epochs=method.whole_epochs,
-            seed=mix(seed, "sampler"),
-            processes=world(),
-        )
+        self.sampler = Sampler.of(images, settings, whole_epochs=method.whole_epochs, seed=seed)
         self.steps = settings.steps
         if settings.epochs is not None:
             self.steps = settings.epochs * self.sampler.steps_per_epoch
