@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -114,6 +115,26 @@ def test_images_are_not_taken_from_where_results_go(run: Run, tmp_path: Path):
     save(tmp_path / "masks" / "a.png")
     with pytest.raises(SegmintError, match="lies where results go"):
         predict_folder(run, tmp_path / "masks", tmp_path)
+
+
+@pytest.mark.parametrize("given", [".", "images"])
+def test_masks_drawn_by_hand_are_not_overwritten(run: Run, shapes: Path, tmp_path: Path, given: str):
+    data = shutil.copytree(shapes, tmp_path / "data")
+    with pytest.raises(SegmintError, match=r"masks: holds files that .* did not write; choose another --out"):
+        predict_folder(run, data / given, data)
+    for mask in (shapes / "masks").iterdir():
+        assert (data / "masks" / mask.name).read_bytes() == mask.read_bytes()
+    assert not (data / "predictions.json").exists()
+
+
+def test_a_call_that_was_killed_at_once_goes_on(run: Run, photos: Path, tmp_path: Path):
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_folder(run, photos, tmp_path / "out", progress=lambda _, done, __: done and kill())
+    assert (tmp_path / "out" / "masks" / "a.png").is_file()
+    assert predict_folder(run, photos, tmp_path / "out").skipped == 1
 
 
 # Results

@@ -20,7 +20,7 @@ from segmint.data.io import MAX_PIXELS, Bytes, read_image
 from segmint.data.windows import Decoded, Place, Raster, TiffRaster, Window, is_tiff, open_raster, read_place
 from segmint.inference.inputs import STDIN, Input, find_inputs
 from segmint.inference.mirrored import methods_of
-from segmint.inference.outputs import Result, WriteError, check_kinds, path_of, writing
+from segmint.inference.outputs import KINDS, Result, WriteError, check_kinds, path_of, writing
 from segmint.inference.predict import Runs, check_draws, open_runs, predict_pixels
 from segmint.inference.tally import Row, Tally, cell_of, read_csv, write_csv
 from segmint.inference.tiles import Cell, Tiling, segment_tiles
@@ -143,8 +143,9 @@ def predict_folder(
 
     Raises:
         SegmintError: the runs do not fit each other; an input does not exist; results would have the same name, or lie
-            among the images; a setting is wrong, or not that of the results that are there; the disk is full; there is
-            a stream or standard input for several workers; the cluster is out of reach.
+            among the images or beside masks of somebody else's; a setting is wrong, or not that of the results that
+            are there; the disk is full; there is a stream or standard input for several workers; the cluster is out
+            of reach.
     """
     kinds, folder = check_kinds(save), Path(out)
     members, place = open_runs(runs), Workers(workers, ray)
@@ -207,6 +208,7 @@ def _settle(folder: Path, how: _How) -> None:
             )
             raise SegmintError(f"{folder}: holds results with other settings ({told}); choose another --out")
         return
+    _refuse_foreign(folder)
     classes = how.members[0].classes
     text = {
         "settings": facts,
@@ -221,6 +223,14 @@ def _settle(folder: Path, how: _How) -> None:
     }
     with writing():
         _written(path, json.dumps(text, indent=2, ensure_ascii=False))
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder, as yet without predictions.json, whose files results could overwrite: a data folder's masks."""
+    for kind in KINDS:
+        place = folder / kind
+        if place.is_dir() and any(place.iterdir()):
+            raise SegmintError(f"{place}: holds files that `segmint predict` did not write; choose another --out")
 
 
 def _written(path: Path, text: str) -> None:
