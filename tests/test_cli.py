@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from segmint import cli
+from segmint.cli.options import settings_of
+from segmint.training.run import train
 from segmint.types import SegmintError
 
 PLAIN = ["--set", "encoder_name=plain", "--set", "decoder_channels=[16,16,16,16]"]
@@ -104,6 +107,12 @@ def test_settings_come_from_a_file_and_from_the_command_line(shapes: Path, tmp_p
         (["train", "DATA", "--set", "loss"], "must be KEY=VALUE"),
         (["train", "DATA", "--set", "training.nonsense=1"], r"training\.nonsense: there is no such setting"),
         (["train", "DATA", "--set", "loss=[oops"], "is not a value"),
+        (["train", "DATA", "--set", "loss=2024-13-45"], "is not a value"),
+        (["train", "DATA", "--set", "seed=3"], "seed: is no setting of the method; give --seed"),
+        (["train", "DATA", "--set", "masks_from=runs/1"], "give --masks-from"),
+        (["train", "DATA", "--set", "image_size=[32, 32]"], "give --size"),
+        (["train", "DATA", "--set", "classes=2"], "classes: .* follow from the data"),
+        (["train", "DATA", "--set", "settings.lr=1"], r"--set training\.KEY=VALUE"),
         (["train", "DATA", "--set", "loss=hinge", "--out", "OUT"], "hinge"),
         (["train", "DATA", "--method", "nonsense"], "there is no 'nonsense'"),
         (["train", "DATA", "--budget", "99"], "99"),
@@ -129,9 +138,23 @@ def test_bad_settings_files_are_refused(shapes: Path, tmp_path: Path):
     path.write_text("- 1\n")
     with pytest.raises(SegmintError, match="should hold settings"):
         run("train", shapes, "--config", path)
-    path.write_text("a: [\n")
-    with pytest.raises(SegmintError, match="cannot be read as YAML"):
+    for text in ("a: [\n", "training: 2024-13-45\n"):
+        path.write_text(text)
+        with pytest.raises(SegmintError, match="cannot be read as YAML"):
+            run("train", shapes, "--config", path)
+    for text in ("training: 5\n", "training: [lr]\n", "method_settings: {1: 2}\n", "method_settings: [loss]\n"):
+        path.write_text(text)
+        with pytest.raises(SegmintError, match=r"settings\.yaml: \w+: should hold settings"):
+            run("train", shapes, "--config", path)
+    path.write_text("method_settings: {budget: 8}\n")
+    with pytest.raises(SegmintError, match="budget: is no setting of the method; give --budget"):
         run("train", shapes, "--config", path)
+
+
+def test_whatever_train_takes_beside_settings_of_the_method_is_refused_among_them():
+    for name in inspect.signature(train).parameters.keys() - {"method_settings"}:
+        with pytest.raises(SegmintError, match=f"{name}: is no setting of the method"):
+            settings_of([f"{name}=1"], None)
 
 
 def test_no_traceback_for_a_users_mistake(tmp_path: Path):

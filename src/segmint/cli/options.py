@@ -9,6 +9,27 @@ import yaml
 
 from segmint.types import SegmintError
 
+_ELSEWHERE = {
+    "data": "name the folder as DATA",
+    "method": "give --method",
+    "synthetic": "give --synthetic",
+    "budget": "give --budget",
+    "masks_from": "give --masks-from",
+    "masks_confidence": "give --masks-confidence",
+    "init": "give --init",
+    "seed": "give --seed",
+    "size": "give --size",
+    "out": "give --out",
+    "minutes": "give --minutes",
+    "settings": "write --set training.KEY=VALUE",
+    "watcher": "leave it out",
+    "begins": "leave it out",
+    "classes": "they follow from the data; leave it out",
+    "in_channels": "they follow from the data; leave it out",
+    "image_size": "give --size",
+}
+"""What is no setting of a method although `segmint.train` or its constructor takes it, and where it belongs."""
+
 
 def keep_of(text: str) -> float | int | None:
     """A share such as "0.5", a count such as "200", or "all" (None: no limit)."""
@@ -32,19 +53,26 @@ def size_of(text: str | None) -> tuple[int, int] | None:
 
 
 def settings_of(pairs: list[str], path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of the method and of the training, from a file and then from KEY=VALUE."""
+    """Settings of the method and of the training, from a file and then from KEY=VALUE.
+
+    Raises:
+        SegmintError: the file cannot be read, a value cannot, or a key is no setting.
+    """
     from segmint.config import read_yaml
 
     stored = read_yaml(path) if path is not None else {}
     for key in stored:
         if key not in ("training", "method_settings"):
             raise SegmintError(f"{path}: {key}: there is no such key; a file has `training:` and `method_settings:`")
-    chosen, training = dict(stored.get("method_settings") or {}), dict(stored.get("training") or {})
+    chosen, training = (_mapping(path, key, stored.get(key)) for key in ("method_settings", "training"))
     for key, text in map(_split, pairs):
         if key.startswith("training."):
             _put(training, key.removeprefix("training."), _value(text))
         else:
             _put(chosen, key, _value(text))
+    for key, remedy in _ELSEWHERE.items():
+        if key in chosen:
+            raise SegmintError(f"{key}: is no setting of the method; {remedy}")
     return chosen, training
 
 
@@ -54,6 +82,14 @@ def changes_of(pairs: list[str]) -> dict[str, Any]:
     for key, text in map(_split, pairs):
         _put(changes, key, _value(text))
     return changes
+
+
+def _mapping(path: Path | None, key: str, value: Any) -> dict[str, Any]:
+    """What a file says under one of its two keys."""
+    found = {} if value is None else value
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise SegmintError(f"{path}: {key}: should hold settings as `key: value` lines, not {value!r}")
+    return found
 
 
 def _split(pair: str) -> tuple[str, str]:
@@ -80,5 +116,5 @@ def _value(text: str) -> Any:
     except (ValueError, yaml.YAMLError):
         try:
             return yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (ValueError, yaml.YAMLError) as error:
             raise SegmintError(f"--set: {text!r} is not a value; write it as in YAML") from error
