@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, TypeAdapter, ValidationError, field_validator
 
 from segmint.types import SegmintError
 
 SMALLEST = 8
 """Height and width that training images have at least, in pixels."""
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainSettings(BaseModel):
@@ -41,14 +43,14 @@ class TrainSettings(BaseModel):
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(2000, ge=0)
     epochs: int | None = Field(None, ge=1)
     batch_size: int = Field(8, ge=1)
     lr: float = Field(1e-3, ge=0)
-    lr_of: dict[str, float] = {}
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr_of: dict[str, NonNegativeFloat] = {}
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: float = Field(1e-2, ge=0)
     l1: float = Field(0.0, ge=0)
     l2: float = Field(0.0, ge=0)
@@ -134,6 +136,31 @@ def parse(model: type[BaseModel], values: Mapping[str, Any], source: str) -> Any
             else:
                 lines.append(f"{path}: {problem['msg']} (given: {problem['input']!r})")
         raise SegmintError(f"{source}: " + "; ".join(lines)) from error
+
+
+def typed(hints: Mapping[str, Any], values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Values that have the types of some arguments.
+
+    Args:
+        hints: the type of each argument; one without may be anything.
+        values: by argument.
+        source: whose arguments they are, for the message.
+
+    Returns:
+        The values as these types: "3" as 3, and a list as a tuple.
+
+    Raises:
+        SegmintError: one is of another type, or not finite.
+    """
+    found = dict(values)
+    rules = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    for key in values.keys() & hints.keys():
+        try:
+            found[key] = TypeAdapter(hints[key], config=rules).validate_python(values[key])
+        except ValidationError as error:
+            told = " or ".join(dict.fromkeys(problem["msg"] for problem in error.errors()))
+            raise SegmintError(f"{source}.{key}: {told} (given: {values[key]!r})") from error
+    return found
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

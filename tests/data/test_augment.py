@@ -107,6 +107,27 @@ def test_settings_are_resolved_and_checked():
         resolve({"preset": "mad"})
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (5, "training.augment: must be one of none"),
+        ({"zoom": 3}, r"augment\.zoom: .*tuple.* \(given: 3\)"),
+        ({"zoom": [1]}, r"augment\.zoom: .* \(given: \[1\]\)"),
+        ({"zoom": [0, 2]}, r"augment\.zoom: must be two magnifications above 0"),
+        ({"zoom": [2, 1]}, "the smaller first"),
+        ({"rotate": "ten"}, r"augment\.rotate: .*number.* \(given: 'ten'\)"),
+        ({"rotate": -1}, r"augment\.rotate: must be 0 or more, not -1"),
+        ({"noise": float("nan")}, r"augment\.noise: .*finite"),
+        ({"flip": 1.5}, r"augment\.flip: must be a probability"),
+        ({"gamma": 0.5}, r"augment\.gamma: must be 1 or more"),
+        ({"flip": {"x": 1}}, r"augment\.flip: "),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(setting: object, words: str):
+    with pytest.raises(SegmintError, match=words):
+        resolve(setting)
+
+
 def test_turning_and_mirroring_shear_nothing():
     how = Augmentation(flip=0.5, flip_vertical=0.5, rotate=180.0)
     theta = _grid(Batch(torch.zeros(64, 1, 24, 24), torch.zeros(64, 24, 24, dtype=torch.long)), how, generator())

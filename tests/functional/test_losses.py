@@ -1,5 +1,6 @@
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -193,9 +194,11 @@ def test_compose_weights_and_names_terms() -> None:
         ("inf*dice", "above 0"),
         ("dice+2*dice", "twice"),
         ("balanced_cross_entropy", "needs the class shares"),
+        (5, "must be a name or a sum .*, not 5"),
+        (None, "must be a name or a sum .*, not None"),
     ],
 )
-def test_compose_explains_mistakes(spec: str, message: str) -> None:
+def test_compose_explains_mistakes(spec: Any, message: str) -> None:
     with pytest.raises(SegmintError, match=f"loss: .*{message}"):
         losses.compose(spec)
 

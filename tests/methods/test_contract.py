@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -187,6 +188,45 @@ def test_unknown_names_and_settings_are_refused():
         build("gan", classes=2, colour=3)
     with pytest.raises(SegmintError, match=r"vae: .*missing .*'classes'"):
         build("vae")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "words"),
+    [
+        ("supervised", "loss", 5, r"supervised\.loss: .*string.* \(given: 5\)"),
+        ("supervised", "loss", None, r"supervised\.loss: .* \(given: None\)"),
+        ("supervised", "network", 5, r"supervised\.network: Input should be an instance of Module or .*string"),
+        ("supervised", "decoder_channels", [8, "wide"], r"decoder_channels: .*integer"),
+        (
+            "supervised",
+            "decoder_channels",
+            [-8, 8, 8, 8],
+            "negative.*; correct one of .*decoder_channels",
+        ),
+        ("adversarial", "width", -4, "adversarial: .*negative.*; correct one of .*width"),
+        ("flow", "widths", [], "flow: .*correct one of widths"),
+        ("vae", "beta", "much", r"vae\.beta: .*number"),
+        ("vae", "beta", float("nan"), r"vae\.beta: .*finite"),
+    ],
+)
+def test_wrong_values_are_refused(name: str, key: str, value: Any, words: str):
+    with pytest.raises(SegmintError, match=words):
+        build(name, classes=3, in_channels=3, image_size=SIZE, **{**SMALL[name], key: value})
+
+
+def test_too_little_memory_is_no_wrong_value(monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("segmint.methods.supervised.build_segmenter", full)
+    with pytest.raises(RuntimeError, match="allocate"):
+        build("supervised", classes=3)
+
+
+def test_values_become_what_the_constructor_expects():
+    method = build("vae", classes=2, image_size=[32, 24], width="8", latent=np.int64(8))
+    assert method.config["image_size"] == (32, 24)
+    assert (method.config["width"], method.config["latent"]) == (8, 8)
 
 
 def test_damaged_runs_are_refused(tmp_path: Path):

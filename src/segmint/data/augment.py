@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmint.config import typed
 from segmint.ranks import rand, randn
 from segmint.types import IGNORE, Batch, SegmintError
 
@@ -72,25 +73,44 @@ PRESETS = {
 }
 
 
+CHANCES = ("flip", "flip_vertical", "grey", "blur", "erase")
+
+
 def resolve(setting: str | Mapping[str, Any]) -> Augmentation:
     """A preset by name, or a mapping of fields; the key "preset" in it names the preset they change.
 
     Raises:
-        SegmintError: no such preset or field.
+        SegmintError: no such preset or field, or a value that a field cannot have.
     """
     if isinstance(setting, str):
         if setting not in PRESETS:
             raise SegmintError(f"training.augment: there is no {setting!r}; choose one of {', '.join(PRESETS)}")
         return PRESETS[setting]
+    if not isinstance(setting, Mapping):
+        raise SegmintError(f"training.augment: must be one of {', '.join(PRESETS)} or a mapping, not {setting!r}")
     values = dict(setting)
     base = resolve(str(values.pop("preset", "none")))
     known = [field.name for field in fields(Augmentation)]
     for key in values:
         if key not in known:
             raise SegmintError(f"training.augment.{key}: no such setting; choose from {', '.join(known)}")
-    if "zoom" in values:
-        values["zoom"] = tuple(values["zoom"])
+    values = typed(get_type_hints(Augmentation), values, "training.augment")
+    for key, value in values.items():
+        wrong = _wrong(key, value)
+        if wrong:
+            raise SegmintError(f"training.augment.{key}: must be {wrong}, not {value}")
     return Augmentation(**{**vars(base), **values})
+
+
+def _wrong(key: str, value: Any) -> str:
+    """What the value of a field would have to be; empty if it is."""
+    if key == "zoom":
+        return "" if 0 < value[0] <= value[1] else "two magnifications above 0, the smaller first"
+    if key == "gamma":
+        return "" if value >= 1 else "1 or more"
+    if key in CHANCES:
+        return "" if 0 <= value <= 1 else "a probability, 0 to 1"
+    return "" if value >= 0 else "0 or more"
 
 
 def augment(batch: Batch, how: Augmentation, generator: torch.Generator) -> Batch:

@@ -215,8 +215,10 @@ def compose(spec: str, shares: Sequence[float] | None = None) -> Callable[[Tenso
         A function of (logits, target): each term by name, unweighted, and their weighted sum as "loss".
 
     Raises:
-        SegmintError: unknown name, a name twice, a weight that is not a positive number, or shares missing.
+        SegmintError: no text, unknown name, a name twice, a weight that is not a positive number, or shares missing.
     """
+    if not isinstance(spec, str):
+        raise SegmintError(f'loss: must be a name or a sum such as "cross_entropy+0.5*dice", not {spec!r}')
     terms = [_term(text, spec) for text in spec.split("+")]
     names = [name for name, _ in terms]
     if len(set(names)) < len(names):

@@ -11,14 +11,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from segmint.config import typed
 from segmint.seeds import Seeds
-from segmint.types import Batch, SegmintError, reason
+from segmint.types import Batch, SegmintError, is_memory, reason
 
 M = TypeVar("M", bound="Method")
 
@@ -333,10 +334,14 @@ def build(name: str, **config: Any) -> Method:
     for key in config:
         if key not in known:
             raise SegmintError(f"{name}.{key}: there is no such setting; {name} has {', '.join(known)}")
+    config = typed(get_type_hints(cls.__init__), config, name)
     try:
         return cls(**config)
-    except (TypeError, ValueError) as error:
-        raise SegmintError(f"{name}: {error}") from error
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        if is_memory(error):
+            raise
+        given = ", ".join(key for key in config if key not in ("classes", "in_channels", "image_size"))
+        raise SegmintError(f"{name}: {reason(error)}; correct one of {given or 'its settings'}") from error
 
 
 def save(method: Method, folder: Path) -> None:
