@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 import yaml
 from typer.testing import CliRunner
@@ -184,3 +185,17 @@ def test_other_errors_of_the_system_are_told_in_a_line(monkeypatch: pytest.Monke
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 130
+
+
+def test_too_little_memory_is_told_in_a_line_and_other_errors_are_not(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(cli, "app", lambda: torch.empty(2**60))
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: does not fit into memory")
+    assert "training.batch_size" in told
+    assert "Traceback" not in told
+    monkeypatch.setattr(cli, "app", lambda: torch.ones(2).view(3))
+    with pytest.raises(RuntimeError, match="invalid for input"):
+        cli.main()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from segmint.seeds import Seeds, mix
-from segmint.types import IGNORE, Batch, Prediction
+from segmint.types import IGNORE, Batch, Prediction, is_memory
 
 
 def batch(count: int = 3) -> Batch:
@@ -81,3 +81,25 @@ def test_a_prediction_paints_its_overlay():
     assert picture.size == (2, 1)
     assert picture.getpixel((0, 0)) == (50, 50, 50)
     assert picture.getpixel((1, 0)) == (150, 50, 50)
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (MemoryError(), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("Failed to allocate memory for requested buffer of size 8"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("required rank 4 tensor to use channels_last memory format"), False),
+        (RuntimeError("the written-to tensor refer to a single memory location"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_too_little_memory_is_told_from_other_talk_of_memory(error: Exception, full: bool):
+    assert is_memory(error) == full

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
 IGNORE = 255
 """The mask value of a pixel whose class is unknown. An unlabelled image has nothing else in its mask."""
+
+
+_FULL = re.compile(r"out of memory|not enough memory|alloc\w* .*memory|bad[_ ]alloc|ALLOC_FAILED", re.IGNORECASE)
+"""What PyTorch, CUDA and ONNX Runtime say where memory does not suffice; they speak of memory in other errors too."""
 
 
 class SegmintError(Exception):
@@ -27,7 +32,7 @@ def reason(error: BaseException) -> str:
 
 def is_memory(error: BaseException) -> bool:
     """Whether something did not fit into memory; PyTorch says so by a RuntimeError."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower())
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_FULL.search(str(error))))
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,16 @@ from segmint.cli import folders, formats, learn, make, judge, study, use, serve
 
 # isort: on
 from segmint.cli.app import app, console, errors, plain
-from segmint.types import SegmintError
+from segmint.types import SegmintError, is_memory, reason
 
 __all__ = ["app", "console", "errors", "folders", "formats", "judge", "learn", "main", "make", "serve", "study", "use"]
 
 
+_SMALLER = "take fewer images at once (training.batch_size, --batch), smaller ones (--size), or a smaller network"
+
+
 def main() -> None:
-    """Run the command line; a user's mistake gives one message and exit code 2, never a traceback."""
+    """Run the command line; a user's mistake, and too little memory, give a message and exit code 2, no traceback."""
     try:
         app()
     except SegmintError as error:
@@ -27,6 +30,12 @@ def main() -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         errors.print(f"[bold red]error:[/] {plain(where + (error.strerror or str(error)))}", highlight=False)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory(error):
+            raise
+        told = f"does not fit into memory ({reason(error)}); {_SMALLER}"
+        errors.print(f"[bold red]error:[/] {plain(told)}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         errors.print("stopped")
