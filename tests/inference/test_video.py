@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import signal
 import sys
 import threading
@@ -167,6 +168,45 @@ def test_some_frames_and_no_overlay_where_these_are_asked_for(run: Run, clip: Pa
     assert found.done == 1
     assert len(list((tmp_path / "out" / "masks" / "clip").iterdir())) == 2
     assert not (tmp_path / "out" / "overlays").exists()
+
+
+def test_what_is_asked_for_later_is_made_later(run: Run, clip: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    for kinds, done in ((["masks"], 1), (["overlays"], 1), (["masks", "overlays"], 0)):
+        assert predict_folder(run, clip, out, save=kinds, memory=0).done == done
+    assert (out / "overlays" / "clip.mp4").is_file()
+    assert len(list((out / "masks" / "clip").iterdir())) == 6
+
+
+def test_a_call_that_was_killed_is_not_taken_for_done(run: Run, clip: Path, tmp_path: Path):
+    def kill(what: str, done: int, _: int) -> None:
+        if (what, done) == ("frames", 3):
+            raise KeyboardInterrupt
+
+    predict_folder(run, clip, tmp_path / "out", save=["overlays"], memory=0)
+    with pytest.raises(KeyboardInterrupt):
+        predict_folder(run, clip, tmp_path / "out", save=["masks"], memory=0, progress=kill)
+    assert predict_folder(run, clip, tmp_path / "out", save=["masks"], memory=0).done == 1
+
+
+def test_of_a_video_that_became_shorter_no_old_masks_stay(run: Run, clip: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    predict_folder(run, clip, out, save=["masks"], memory=0)
+    (out / "masks" / "clip" / "mine.png").touch()
+    write_video(clip, film(2), 10)
+    later = (out / "frames" / "clip.csv").stat().st_mtime + 5
+    os.utime(clip, (later, later))
+    assert predict_folder(run, clip, out, save=["masks"], memory=0).done == 1
+    assert sorted(path.name for path in (out / "masks" / "clip").iterdir()) == ["000000.png", "000001.png", "mine.png"]
+
+
+def test_frames_beside_their_video_are_not_mixed_with_it(run: Run, clip: Path, tmp_path: Path):
+    from PIL import Image
+
+    (clip.parent / "clip").mkdir()
+    Image.fromarray(film(1)[0]).save(clip.parent / "clip" / "000004.png")
+    with pytest.raises(SegmintError, match=r"000004\.png: its results .* like those of .*clip\.mp4"):
+        predict_folder(run, clip.parent, tmp_path / "out")
 
 
 def test_a_run_for_grey_images_sees_videos_in_grey(tmp_path: Path):

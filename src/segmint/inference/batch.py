@@ -24,7 +24,7 @@ from segmint.inference.outputs import KINDS, Result, WriteError, check_kinds, pa
 from segmint.inference.predict import Runs, check_draws, open_runs, predict_pixels
 from segmint.inference.tally import Row, Tally, cell_of, read_csv, write_csv
 from segmint.inference.tiles import Cell, Tiling, segment_tiles
-from segmint.inference.video import MEMORY, VIDEO_KINDS, predict_video
+from segmint.inference.video import MEMORY, VIDEO_KINDS, predict_video, results_of
 from segmint.inference.workers import Workers, write_all
 from segmint.training.run import Run
 from segmint.types import SegmintError, is_memory, reason
@@ -365,7 +365,7 @@ class _Desk:
                 f"{job.source}: {out} holds results of {row['file']} under the same name; choose another --out"
             )
         if job.moving:
-            paths = [out / "frames" / f"{job.name}.csv"]
+            paths = results_of(out, job.name, kinds)
         else:
             paths = [path_of(out, kind, job.name, job.path.suffix) for kind in kinds]
         if not job.moving and row is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import has_magic
@@ -13,6 +14,9 @@ from segmint.data.listing import walk
 from segmint.types import SegmintError
 
 STDIN = "-"
+
+FRAME = re.compile(r"\d{6,}")
+"""What the masks of a video's frames are called, without suffix."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,20 @@ def find_inputs(given: str | Path | Sequence[str | Path], out: Path) -> list[Inp
         elif _same(other, entry):
             continue
         else:
-            raise SegmintError(
-                f"{entry.source}: its results would be called {entry.name}, like those of {other.source}; rename one, "
-                "or predict them into different folders (--out)"
-            )
+            raise _alike(entry, other)
+    for entry in unique:
+        head, _, tail = entry.name.rpartition("/")
+        video = known.get(head.casefold())
+        if video is not None and video.moving and FRAME.fullmatch(tail):
+            raise _alike(entry, video)
     return unique
+
+
+def _alike(entry: Input, other: Input) -> SegmintError:
+    return SegmintError(
+        f"{entry.source}: its results would be called {entry.name}, like those of {other.source}; rename one, or "
+        "predict them into different folders (--out)"
+    )
 
 
 def _same(one: Input, other: Input) -> bool:

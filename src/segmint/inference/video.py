@@ -18,6 +18,7 @@ from segmint.data.masks import write_mask
 from segmint.data.video import write_video
 from segmint.functional.sequences import visible, warp
 from segmint.inference.draws import Draws, entropy
+from segmint.inference.inputs import FRAME
 from segmint.inference.outputs import blend, writing
 from segmint.inference.predict import Runs, check_draws, open_runs, predict_pixels
 from segmint.inference.tally import Row, row_of, write_csv
@@ -34,6 +35,12 @@ FINE = 160
 """Where the shorter side is below this, flow is refined down to single pixels, which larger frames have no need of."""
 
 VIDEO_KINDS = ("masks", "overlays")
+
+
+def results_of(out: Path, name: str, kinds: Sequence[str]) -> list[Path]:
+    """What is there when `predict_video` came to its end: the table, the overlay, and at least the first mask."""
+    of_kind = {"masks": out / "masks" / name / "000000.png", "overlays": out / "overlays" / f"{name}.mp4"}
+    return [out / "frames" / f"{name}.csv", *(of_kind[kind] for kind in VIDEO_KINDS if kind in kinds)]
 
 
 class Smoother:
@@ -157,7 +164,7 @@ def predict_video(
     """Segment a video, stream or camera.
 
     Writes overlays/NAME.mp4, masks/NAME/000000.png, 000001.png, ..., and, when all frames are done, frames/NAME.csv
-    with a row for each.
+    with a row for each. The table and the masks of an earlier call are removed first.
 
     Args:
         members: from `open_runs`.
@@ -179,6 +186,9 @@ def predict_video(
     with open_frames(source, most) as frames:
         seen = _predicted(members, frames.pixels, Smoother(memory), draws, seed, mirror)
         folder = out / "masks" / name if "masks" in kinds else None
+        table.unlink(missing_ok=True)
+        if folder is not None:
+            _clear(folder)
         overlays = _kept(seen, members[0].classes, frames, folder, rows, progress)
         if "overlays" in kinds:
             write_video(out / "overlays" / f"{name}.mp4", overlays, fps=max(1, round(frames.fps)))
@@ -188,6 +198,13 @@ def predict_video(
     with writing():
         write_csv(table, rows)
     return table
+
+
+def _clear(folder: Path) -> None:
+    """Remove masks of frames: the video may have had more of them before."""
+    for path in folder.glob("*.png"):
+        if FRAME.fullmatch(path.stem):
+            path.unlink()
 
 
 def _kept(
