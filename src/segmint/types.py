@@ -108,7 +108,7 @@ class Prediction:
         errors: float32 [H, W] in 0..1, where the run's own judge expects `labels` to be wrong; None without one.
         expected_dice: 0..1, the Dice that `labels` may expect, by the run's own draws or probabilities: whether this
             one is good enough, or a person should look.
-        draws: uint8 [S, H, W], the mask of each draw.
+        draws: uint8 [S, H, W], the mask of each draw; none, like `alternatives`, where only the mask was asked for.
         alternatives: the distinct ones among the draws with their weights, which sum to one, largest first. Draws
             belong together where their 1 - IoU is below 0.3 on average.
         image: uint8 [H, W, C], the image as it was read.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from segmint.data.classes import Classes
 from segmint.functional import ambiguity
 from segmint.inference.draws import draw, entropy, usual_draws
-from segmint.inference.predict import predict
+from segmint.inference.predict import _enlarge_masks, predict, prediction_of
 from segmint.methods.method import Method
 from segmint.seeds import Seeds
 from segmint.training.run import Run, train
@@ -209,3 +212,27 @@ def test_runs_that_do_not_fit_each_other_are_refused(ensemble: list[Run], shapes
         predict([ensemble[0], other], picture)
     with pytest.raises(SegmintError, match="none given"):
         predict([], picture)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (11, 7), (3, 9)])
+def test_draws_are_enlarged_to_the_nearest_pixel_and_held_once(size: tuple[int, int]):
+    found = draw(Undecided(classes=2), IMAGE[:1], Seeds([0]), 8)
+    found = replace(found, masks=torch.randint(0, 255, found.masks.shape, dtype=torch.uint8))
+    run = types.SimpleNamespace(classes=Classes(("a", "b"), ((0, 0, 0), (9, 9, 9)), (0, 1)))
+    image = torch.zeros(*size, 3, dtype=torch.uint8)
+    whole = prediction_of(run, image, found)
+    rows, columns = (torch.arange(side) * 4 // side for side in size)
+    assert torch.equal(whole.draws, found.masks[:, 0][:, rows][:, :, columns])
+    held = whole.draws.untyped_storage().data_ptr()
+    assert all(one.labels.untyped_storage().data_ptr() == held for one in whole.alternatives)
+    labels = prediction_of(run, image, found, plausible=False)
+    assert torch.equal(labels.labels, whole.labels)
+    assert (labels.draws.shape, labels.alternatives) == ((0, *size), ())
+
+
+def test_enlarging_draws_takes_a_byte_for_each_pixel_and_draw():
+    masks = torch.zeros(16, 1, 32, 32, dtype=torch.uint8)
+    with torch.profiler.profile(profile_memory=True) as watched:
+        _enlarge_masks(masks, (512, 512))
+    taken = sum(event.self_cpu_memory_usage for event in watched.key_averages() if event.self_cpu_memory_usage > 0)
+    assert taken < 1.1 * 16 * 512 * 512

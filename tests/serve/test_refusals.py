@@ -409,6 +409,20 @@ def test_who_comes_when_too_many_wait_is_sent_away(several, models: Models, png:
         assert (busy.status_code, busy.json()) == (503, {"status": "busy"})
 
 
+def test_images_with_many_draws_to_be_shown_count_as_several(several, models: Models, png: bytes):
+    with several(models, Settings(draws=64)) as (address, app):
+        service = app.state.service
+        service._pixels = 8 * service.settings.pixels - 2 * 48 * 40
+        asked = f"{address}/v1/segment?model=all&draws=64"
+        answer = httpx.post(asked, files={"image": png})
+        assert answer.json()["draws"] == 64
+        refused(httpx.post(f"{asked}&include=alternatives", files={"image": png}), 503, "large images")
+        service._pixels = 0
+        answer = httpx.post(f"{asked}&include=alternatives", files={"image": png}).json()
+        assert sum(one["weight"] for one in answer["alternatives"]) == pytest.approx(1)
+        assert service._pixels == 0
+
+
 def test_faults_of_the_server_are_told_without_their_secrets(several, models: Models, encode, png: bytes, monkeypatch):
     with several(models) as (address, _):
         white = {"image": encode(np.full((32, 24, 3), 255, np.uint8))}

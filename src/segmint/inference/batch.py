@@ -80,7 +80,11 @@ class _How:
         """The parts of an image, segmented."""
         if self.tiling is None:
             pixels = raster.read(Window(0, 0, *raster.size))
-            yield cell_of(predict_pixels(self.members, pixels, draws=self.draws, seed=self.seed, mirror=self.mirror))
+            yield cell_of(
+                predict_pixels(
+                    self.members, pixels, draws=self.draws, seed=self.seed, mirror=self.mirror, plausible=False
+                )
+            )
             return
         methods = methods_of(self.members, self.mirror)
         yield from segment_tiles(methods, raster, self.tiling, draws=self.draws, seed=self.seed, progress=progress)

@@ -63,6 +63,7 @@ def predict_pixels(
     seed: int = 0,
     mirror: bool = False,
     revise: Callable[[Tensor, Draws], Draws] | None = None,
+    plausible: bool = True,
 ) -> Prediction:
     """Segment an image in memory.
 
@@ -71,6 +72,7 @@ def predict_pixels(
         pixels: uint8 [H, W, C], of the channels that the runs were trained on.
         draws, seed, mirror: as in `predict`.
         revise: may change what was drawn; it is given the image as shown, float32 [1, C, h, w], and the draws.
+        plausible: as in `prediction_of`.
 
     Raises:
         SegmintError: it is so long and thin that its shorter side cannot be shown as long as at training.
@@ -81,18 +83,21 @@ def predict_pixels(
     found = draw(methods_of(members, mirror), shown, Seeds([seed]), draws)
     if revise is not None:
         found = revise(shown, found)
-    return prediction_of(first, original, found)
+    return prediction_of(first, original, found, plausible)
 
 
-def prediction_of(run: Run, image: Tensor, found: Draws) -> Prediction:
+def prediction_of(run: Run, image: Tensor, found: Draws, plausible: bool = True) -> Prediction:
     """What was drawn for one image, at the image's own size.
 
     Args:
         run: whose classes these are.
         image: uint8 [H, W, C].
         found: draws for this image alone, of any size.
+        plausible: whether to give the draws and the alternatives, which take a byte for each pixel and draw; there are
+            none of either otherwise.
     """
     whole = (int(image.shape[0]), int(image.shape[1]))
+    draws = _enlarge_masks(found.masks if plausible else found.masks[:0], whole)
     probabilities = resize(found.probabilities, whole)[0].cpu()
     return Prediction(
         labels=probabilities.max(0).indices.to(torch.uint8),
@@ -102,8 +107,8 @@ def prediction_of(run: Run, image: Tensor, found: Draws) -> Prediction:
         epistemic=None if found.epistemic is None else _enlarge(found.epistemic, whole),
         errors=None if found.errors is None else _enlarge(found.errors, whole),
         expected_dice=float(found.expected_dice()[0]),
-        draws=_enlarge_masks(found.masks, whole),
-        alternatives=_alternatives(found, whole),
+        draws=draws,
+        alternatives=_alternatives(found, draws) if plausible else (),
         image=image,
         names=run.classes.names,
         colors=run.classes.colors,
@@ -174,13 +179,13 @@ def _enlarge(values: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _enlarge_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 [S, 1, h, w] -> [S, H, W], the nearest pixel's, on the CPU."""
-    return interpolate(masks.float(), size=size, mode="nearest")[:, 0].to(torch.uint8).cpu()
+    if not len(masks):
+        return torch.empty(0, *size, dtype=torch.uint8)
+    return interpolate(masks, size=size, mode="nearest")[:, 0].cpu()
 
 
-def _alternatives(found: Draws, size: tuple[int, int]) -> tuple[Alternative, ...]:
-    """The distinct ones among the draws of one image, the most frequent first."""
+def _alternatives(found: Draws, draws: Tensor) -> tuple[Alternative, ...]:
+    """The distinct ones among the draws of one image, the most frequent first; views of `draws`, uint8 [S, H, W]."""
     masks = found.masks.transpose(0, 1)
     table = ambiguity.distances(masks, masks, ambiguity.foreground(found.probabilities.shape[1]))[0]
-    groups = ambiguity.clusters(table)
-    chosen = _enlarge_masks(found.masks[[place for place, _ in groups]], size)
-    return tuple(Alternative(labels, weight) for labels, (_, weight) in zip(chosen, groups, strict=True))
+    return tuple(Alternative(draws[place], weight) for place, weight in ambiguity.clusters(table))

@@ -139,12 +139,15 @@ def _predicted(
     draws: int | None,
     seed: int,
     mirror: bool,
+    plausible: bool = True,
 ) -> Iterator[Prediction]:
     grey = members[0].method.config["in_channels"] == 1
     for frame in frames:
         if grey and frame.shape[2] == 3:
             frame = np.rint(frame @ np.array([[0.299], [0.587], [0.114]], np.float32)).astype(np.uint8)
-        yield predict_pixels(members, frame, draws=draws, seed=seed, mirror=mirror, revise=smoother)
+        yield predict_pixels(
+            members, frame, draws=draws, seed=seed, mirror=mirror, revise=smoother, plausible=plausible
+        )
 
 
 def predict_video(
@@ -184,7 +187,7 @@ def predict_video(
     table = out / "frames" / f"{name}.csv"
     rows: list[Row] = []
     with open_frames(source, most) as frames:
-        seen = _predicted(members, frames.pixels, Smoother(memory), draws, seed, mirror)
+        seen = _predicted(members, frames.pixels, Smoother(memory), draws, seed, mirror, plausible=False)
         folder = out / "masks" / name if "masks" in kinds else None
         table.unlink(missing_ok=True)
         if folder is not None:

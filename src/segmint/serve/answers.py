@@ -82,8 +82,8 @@ def most_uncertain(classes: int) -> float:
     return math.log(max(classes, 2))
 
 
-def segment_answer(model: Model, found: Prediction, asked: SegmentAsked) -> SegmentAnswer:
-    """All there is to say of a segmented image; pictures only where they are asked for."""
+def segment_answer(model: Model, found: Prediction, draws: int, asked: SegmentAsked) -> SegmentAnswer:
+    """All there is to say of an image, segmented by so many draws; pictures only where they are asked for."""
     height, width = found.labels.shape
     likely = found.probabilities.amax(0)
     wanted = set(asked.include)
@@ -95,7 +95,7 @@ def segment_answer(model: Model, found: Prediction, asked: SegmentAsked) -> Segm
         height=height,
         width=width,
         seed=asked.seed,
-        draws=len(found.draws),
+        draws=draws,
         confidence=_share(float(likely.double().mean())),
         expected_dice=_share(found.expected_dice),
         uncertainty=uncertainty,

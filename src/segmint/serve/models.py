@@ -159,9 +159,9 @@ class Model:
             found = draw(method, seen, Seeds(seeds), draws)
         return [_item(found, place) for place in range(len(shown))]
 
-    def finish(self, image: Bytes, found: Draws) -> Prediction:
-        """What was drawn for an image, at the image's own size."""
-        return prediction_of(self.run, torch.from_numpy(as_channels(image, self.channels)), found)
+    def finish(self, image: Bytes, found: Draws, plausible: bool = True) -> Prediction:
+        """What was drawn for an image, at the image's own size; draws and alternatives only where `plausible`."""
+        return prediction_of(self.run, torch.from_numpy(as_channels(image, self.channels)), found, plausible)
 
     def probabilities(self, size: tuple[int, int], found: Draws) -> Tensor:
         """What was drawn for an image of this height and width, as probabilities alone: float32 [K, H, W].

@@ -18,7 +18,7 @@ import torch
 from starlette.requests import Request
 
 from segmint.data.io import Bytes
-from segmint.inference.draws import Draws
+from segmint.inference.draws import DRAWS, Draws
 from segmint.serve import answers
 from segmint.serve.batching import Batcher, BusyError, Task, generating, painting, segmenting
 from segmint.serve.limits import RefusedError, read_uploaded_image, read_uploaded_mask
@@ -33,7 +33,8 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 AT_ONCE = 8
-"""Images are in memory together up to so many times the pixels of the largest one that is allowed."""
+"""Images are in memory together up to so many times the pixels of the largest one that is allowed. One whose draws are
+shown counts as several if there are more than `DRAWS`."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Service:
             most=settings.batch, wait=settings.wait, waiting=settings.waiting, watch=self.metrics.watch
         )
         self.metrics.follow(self.batcher)
-        self._pixels = 0
+        self._pixels = 0.0
         self._threads: anyio.CapacityLimiter | None = None
 
     async def segment(self, request: Request, asked: SegmentAsked) -> Answer:
@@ -71,7 +72,7 @@ class Service:
         draws = min(model.settle_draws(asked.draws), self.settings.draws)
         async with self._uploads(request, "image") as files, self._deadline():
             image = await self._image(files["image"], model)
-            with self._room(image):
+            with self._room(image, draws if form == "json" and "alternatives" in asked.include else 1):
                 task = await self._thread(segmenting, model, image, asked.seed, draws)
                 (found,) = await self._compute(model, [task])
                 return await self._thread(self._segmented, model, image, found, form, asked)
@@ -152,10 +153,16 @@ class Service:
             raise RefusedError(503, str(error), headers={"Retry-After": "2"}) from error
 
     @contextmanager
-    def _room(self, image: Bytes) -> Iterator[None]:
-        """Count the pixels that are in memory, or send away who brings too many more."""
-        pixels = image.shape[0] * image.shape[1]
-        if self._pixels + pixels > AT_ONCE * self.settings.pixels:
+    def _room(self, image: Bytes, shown: int = 1) -> Iterator[None]:
+        """Count the pixels that are in memory, or send away who brings too many more.
+
+        Args:
+            image: [H, W] or [H, W, C].
+            shown: how many draws of it will be in memory at its own size.
+        """
+        most = AT_ONCE * self.settings.pixels
+        pixels = min(image.shape[0] * image.shape[1] * max(1, shown / DRAWS), most)
+        if self._pixels + pixels > most:
             raise BusyError("the server holds as many large images as it may; try again in some seconds")
         self._pixels += pixels
         try:
@@ -184,10 +191,11 @@ class Service:
     @staticmethod
     def _segmented(model: Model, image: Bytes, drawn: Draws, form: str, asked: SegmentAsked) -> Answer:
         if form == "json":
-            told = answers.segment_answer(model, model.finish(image, drawn), asked)
+            found = model.finish(image, drawn, plausible="alternatives" in asked.include)
+            told = answers.segment_answer(model, found, len(drawn.masks), asked)
             return Answer(told.model_dump_json(exclude_unset=True).encode(), JSON)
         if form == "uncertainty":
-            return Answer(answers.uncertainty_png(model.finish(image, drawn)), PNG)
+            return Answer(answers.uncertainty_png(model.finish(image, drawn, plausible=False)), PNG)
         probabilities = model.probabilities((image.shape[0], image.shape[1]), drawn)
         if form == "probabilities":
             content = answers.probabilities_npz(probabilities, model.classes.names)
