@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.responses import JSONResponse
 
 from segmint.data.classes import Classes
 from segmint.data.io import Bytes, read_header, read_image
@@ -40,8 +42,17 @@ class RefusedError(HTTPException):
     """A request that is refused, with its HTTP status and what to do about it."""
 
 
+class CutOffError(RefusedError, MultiPartException):
+    """The same in the midst of a form that the page reads: Gradio removes what has come if it is told in this way."""
+
+    @property
+    def message(self) -> str:  # type: ignore[override]
+        """What Gradio answers."""
+        return self.detail
+
+
 class BodyLimit:
-    """ASGI middleware that ends bodies which are too large or too slow, under /v1/.
+    """ASGI middleware that ends bodies which are too large or too slow, those of the page's uploads too.
 
     Bytes are counted as they arrive; a Content-Length that is too large is believed, no other. Where an answer is
     sent before the body is all there, what follows is thrown away for `LINGER` seconds, and the connection closed.
@@ -56,17 +67,24 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
-            body = _Body(scope, receive, send, self.settings)
-            receive, send = body.receive, body.send
-        await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        ours = scope["path"].startswith("/v1/")
+        body = _Body(scope, receive, send, self.settings, RefusedError if ours else CutOffError)
+        app = self.app
+        if not ours and body.declared > self.settings.bytes:
+            app = JSONResponse({"error": body.too_large().detail}, 413)
+        await app(scope, body.receive, body.send)
 
 
 class _Body:
     """The body of one request, and the answer to it."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
-        self._receive, self._send, self.settings = receive, send, settings
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, settings: Settings, refused: type[RefusedError]
+    ) -> None:
+        self._receive, self._send, self.settings, self._refused = receive, send, settings, refused
         headers = dict(scope["headers"])
         told = headers.get(b"content-length", b"0")
         self.declared = int(told) if told.isdigit() else 0
@@ -77,11 +95,11 @@ class _Body:
         if self.whole:
             return await self._receive()
         if self.declared > self.settings.bytes:
-            raise self._too_large()
+            raise self.too_large()
         try:
             message = await asyncio.wait_for(self._receive(), max(0.0, self.end - time.monotonic()))
         except TimeoutError as error:
-            raise RefusedError(
+            raise self._refused(
                 408,
                 f"body: {self.count:,} bytes came in {self.settings.upload_seconds:g} seconds, and the rest did not; "
                 "send less, or over a faster connection",
@@ -89,7 +107,7 @@ class _Body:
         self.count += len(message.get("body", b""))
         self.whole = not message.get("more_body", False)
         if self.count > self.settings.bytes:
-            raise self._too_large()
+            raise self.too_large()
         return message
 
     async def send(self, message: Message) -> None:
@@ -109,9 +127,9 @@ class _Body:
         except TimeoutError:
             pass
 
-    def _too_large(self) -> RefusedError:
-        return RefusedError(
-            413, f"body: more than {self.settings.megabytes:g} MB, which is the most here; send a smaller image"
+    def too_large(self) -> RefusedError:
+        return self._refused(
+            413, f"body: more than {self.settings.megabytes:g} MB, the maximum allowed size here; send a smaller image"
         )
 
 

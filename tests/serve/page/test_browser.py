@@ -411,3 +411,26 @@ def test_with_a_key_nothing_is_to_be_had_without_and_no_other_file_with_it(house
         with suppress(httpx.HTTPError):
             answer = client.get("/page/gradio_api/file=/etc/passwd")
             assert answer.status_code in (403, 404)
+
+
+def test_uploads_of_the_page_have_the_limits_of_all_bodies(house: Any):
+    with served(house, upload_seconds=2) as address, httpx.Client(base_url=address, timeout=30) as client:
+        kept, half = Path(os.environ["GRADIO_TEMP_DIR"]), house.settings.bytes * 2 // 3
+        assert client.post("/page/gradio_api/upload", files={"files": b"x" * half}).status_code == 200
+        before = set(kept.iterdir())
+        several = client.post("/page/gradio_api/upload", files=[("files", b"x" * half), ("files", b"y" * half)])
+        assert several.status_code == 413
+        assert "maximum allowed size" in several.json()["error"]
+
+        def form(parts: int, seconds: float) -> Iterator[bytes]:
+            yield b'--edge\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+            for _ in range(parts):
+                time.sleep(seconds)
+                yield b"x" * (half // 4)
+
+        kind = {"Content-Type": "multipart/form-data; boundary=edge"}
+        endless = client.post("/page/gradio_api/upload", content=form(8, 0), headers=kind)
+        assert (endless.status_code, "maximum allowed size" in endless.text) == (413, True)
+        slow = client.post("/page/gradio_api/upload", content=form(4, 1), headers=kind)
+        assert "over a faster connection" in slow.text
+        assert set(kept.iterdir()) == before
