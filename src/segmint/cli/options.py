@@ -24,11 +24,8 @@ _ELSEWHERE = {
     "settings": "write --set training.KEY=VALUE",
     "watcher": "leave it out",
     "begins": "leave it out",
-    "classes": "they follow from the data; leave it out",
-    "in_channels": "they follow from the data; leave it out",
-    "image_size": "give --size",
 }
-"""What is no setting of a method although `segmint.train` or its constructor takes it, and where it belongs."""
+"""What is no setting of a method although `segmint.train` takes it, and where it belongs."""
 
 
 def keep_of(text: str) -> float | int | None:

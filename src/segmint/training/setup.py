@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
 
-from segmint.config import SMALLEST, RunSettings, TrainSettings, parse, read_run
+from segmint.config import SMALLEST, RunSettings, TrainSettings, parse, read_run, typed
 from segmint.data.augment import resolve
 from segmint.data.cache import Pixels
 from segmint.data.folder import Data, open_folder
@@ -357,7 +357,9 @@ def settle(asked: RunSettings, pixels: Pixels, images: Images, own: Mapping[str,
     if missing and any(facts.shares):
         notes.append(f"no labelled training pixel is {', '.join(missing)}; the method cannot learn it")
     basics = {"classes": facts.classes, "in_channels": facts.channels, "image_size": list(facts.size)}
-    chosen, reasons = find(asked.method).adapt({**asked.method_settings, **own}, facts)
+    cls = find(asked.method)
+    given = typed(get_type_hints(cls.__init__), {**asked.method_settings, **own}, asked.method)
+    chosen, reasons = cls.adapt(given, facts)
     plain = {key: value for key, value in chosen.items() if not isinstance(value, nn.Module)}
     return asked.model_copy(
         update={
