@@ -92,6 +92,12 @@ def test_a_photograph_needs_its_mask(flow: Method):
         flow.generate(Seeds.range(2), image=batch().image)
 
 
+@pytest.mark.parametrize("wrong", [{"sampler": "nonsense"}, {"steps": 0}, {"segment_steps": -1}, {"patch": "large"}])
+def test_settings_of_the_sampler_are_checked(wrong):
+    with pytest.raises(SegmintError, match=f"flow.*{next(iter(wrong))}"):
+        build("flow", classes=3, image_size=(16, 16), widths=[8, 8], alignment=0.0, **wrong)
+
+
 def test_asked_shares_are_those_of_training_masks_and_rare_ones_more_often():
     torch.manual_seed(0)
     counts = {}

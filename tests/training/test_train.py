@@ -245,7 +245,7 @@ def test_what_follows_from_the_data_is_not_given(shapes: Path, tmp_path: Path, k
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("method", "key"), [("cutpaste", "bank"), ("flow", "widths"), ("supervised", "dropout")])
+@pytest.mark.parametrize(("method", "key"), [("cutpaste", "bank"), ("flow", "patch"), ("supervised", "dropout")])
 def test_settings_of_a_wrong_type_are_named(shapes: Path, tmp_path: Path, method: str, key: str):
     with pytest.raises(SegmintError, match=f"{method}.{key}: .*given: 'nonsense'"):
         train(shapes, method=method, out=tmp_path / "run", settings={}, **{key: "nonsense"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +85,7 @@ class Flow(Method):
         image_size: tuple[int, int] = (128, 128),
         widths: Sequence[int] = (128, 192, 256),
         blocks: int = 1,
-        patch: int | str = "auto",
+        patch: int | Literal["auto"] = "auto",
         parametrization: str = "clean",
         code: float = 0.5,
         mask_weight: float = 0.5,
@@ -103,6 +103,10 @@ class Flow(Method):
     ) -> None:
         super().__init__()
         flow.check_kind(parametrization)
+        if sampler not in ("euler", "heun"):
+            raise ValueError(f"there is no sampler {sampler!r}; choose euler or heun")
+        if min(steps, segment_steps) < 1:
+            raise ValueError(f"steps ({steps}) and segment_steps ({segment_steps}) must be 1 or more")
         self.classes, self.channels, self.image_size = classes, in_channels, image_size
         self.kind, self.mask_weight = parametrization, mask_weight
         self.alignment, self.perceptual = alignment, perceptual

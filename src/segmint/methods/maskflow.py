@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +114,7 @@ class Maskflow(Method):
         shares: Sequence[float] | None = None,
         network: nn.Module | str | None = None,
         widths: Sequence[int] = (64, 96, 128),
-        patch: int | str = "auto",
+        patch: int | Literal["auto"] = "auto",
         cell: int = 2,
         steps: int = 8,
         sampler: str = "multistep",
