@@ -242,8 +242,13 @@ def minutes(value: float) -> str:
     return f"{value:.0f} minutes" if value >= 2 else f"{60 * value:.0f} seconds"
 
 
+def _given_up(findings: Findings) -> list[str]:
+    return list(dict.fromkeys(result.strategy for result in findings.results if result.status == "given up"))
+
+
 def _not_judged(findings: Findings) -> list[str]:
-    names = [row.strategy for row in _rivals(findings) if _unjudged(row)]
+    given_up = _given_up(findings)
+    names = [row.strategy for row in _rivals(findings) if _unjudged(row) and row.strategy not in given_up]
     return [f"Not judged, for want of {MIN_SEEDS} finished trials of both: {_and(names)}."] if names else []
 
 
@@ -344,9 +349,8 @@ def _cautions(findings: Findings) -> list[str]:
     ]
     if late:
         found.append(f"Still improving when they stopped, and so perhaps better than they look: {_and(late)}.")
-    given_up = dict.fromkeys(result.strategy for result in findings.results if result.status == "given up")
-    if given_up:
-        found.append(f"Given up early, so not compared: {_and(list(given_up))}.")
+    if given_up := _given_up(findings):
+        found.append(f"Given up early, so not compared: {_and(given_up)}.")
     failed = [result for result in findings.results if result.status not in ("done", "given up")]
     if failed:
         found.append(f"{len(failed)} of {len(findings.results)} trials did not end well; see the list of trials.")
