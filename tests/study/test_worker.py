@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,23 @@ def test_a_worker_saves_and_ends_when_its_starter_is_gone(tmp_path, shapes, tiny
     assert saved is not None
     assert saved["step"] >= 1
     assert read_facts(folder / files.DONE) is None
+
+
+def test_a_stop_that_an_import_swallows_is_heeded_all_the_same(tmp_path, shapes, tiny, monkeypatch):
+    folder = long(tmp_path, shapes, tiny)
+
+    def swallowing(path: Path) -> dict:
+        with suppress(worker.Ends):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    monkeypatch.setattr("segmint.evaluation.files.read_json", swallowing)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert worker.work(folder) == files.STOPPED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not (folder / "config.yaml").exists()
 
 
 def test_gpus_are_shared_out_among_the_places(tmp_path, monkeypatch):

@@ -43,6 +43,10 @@ class Ends(BaseException):
     """The process was asked to end before its piece was done; what is there is saved."""
 
 
+_asked = threading.Event()
+"""That it was, as code that is interrupted while it imports may swallow the exception."""
+
+
 class Clock:
     """Asks the process to end when whoever started it is gone, or its time is up; ends it, if it does not.
 
@@ -120,6 +124,7 @@ def work(folder: Path, limit: float | None = None, watch: bool = False) -> int:
     Returns:
         FINISHED, BROKEN, STOPPED or WAITS.
     """
+    _asked.clear()
     signal.signal(signal.SIGTERM, _end)
     clock = Clock(folder, limit, watch)
     try:
@@ -138,10 +143,12 @@ def work(folder: Path, limit: float | None = None, watch: bool = False) -> int:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
+    _asked.set()
     raise Ends
 
 
 def _work(folder: Path, clock: Clock) -> int:
+    import segmint.training.run  # noqa: F401
     from segmint.evaluation.files import read_json, write_json
 
     if (folder / DONE).exists():
@@ -151,6 +158,8 @@ def _work(folder: Path, clock: Clock) -> int:
     try:
         job = read_json(folder / JOB)
         pause.step = job.get("until")
+        if _asked.is_set():
+            raise Ends
         facts = _DO[job["kind"]](folder, job, pause)
         write_json(folder / DONE, {"seconds": round(clock.seconds, 2), **facts})
     except Ends:
