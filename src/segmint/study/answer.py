@@ -329,13 +329,14 @@ def _cautions(findings: Findings) -> list[str]:
     study, found = findings.study, []
     if not findings.finished:
         found.append(f"{len(findings.results)} of {findings.planned} trials have ended: all this may still change.")
-    for row in findings.rows:
-        if row.strategy == study.baseline and row.level is not None and row.trend is None:
-            found.append(
-                f"With {with_labels(row)} it is not known whether the baseline was still improving: it was validated "
-                "too seldom. Raise steps in study.yaml, or lower training.validate_every."
-            )
-        if row.strategy == study.baseline and row.trend is not None and row.trend.improving:
+    base = [row for row in findings.rows if row.strategy == study.baseline and row.level is not None]
+    if unknown := [with_labels(row) for row in base if row.trend is None]:
+        found.append(
+            f"With {_and(unknown)} it is not known whether the baseline was still improving: it was validated too "
+            "seldom. Raise steps in study.yaml, or lower training.validate_every."
+        )
+    for row in base:
+        if row.trend is not None and row.trend.improving:
             compared = row.budget in study.budgets
             what = "gains over it are worth nothing" if compared else "it may need fewer labels than is said here"
             found.append(
