@@ -42,6 +42,8 @@ def collect(folder: Path) -> None:
     for budget in findings.budgets:
         if any(row.comparison is not None for row in findings.rows if row.budget == budget):
             (target / f"gains-{budget or 'all'}.svg").write_bytes(charts.gain_chart(findings, budget))
+        if study.preset == "overfitting":
+            (target / f"training-{budget or 'all'}.svg").write_bytes(charts.training_chart(findings, budget))
     Console().print(f"{target}: {len(results)} trials", highlight=False)
 
 

@@ -68,7 +68,7 @@ def overfitting() -> Strategies:
     """The remedies against overfitting, each alone and together, over a baseline that has none of them."""
     bare = {"augment": "none", "weight_decay": 0.0, "ema": 0.0}
     none = {"dropout": 0.0}
-    l1, l2, early = {"l1": 1e-5}, {"l2": 1e-3}, {"patience": 5}
+    l1, l2, early = {"l1": 1e-5}, {"l2": 1e-4}, {"patience": 5}
     pairs = [{"name": "maker", "train": "cutpaste"}, {"generate": "maker"}]
     made = {"synthetic": ["pairs"]}
     augmented = {**bare, "augment": "strong"}
