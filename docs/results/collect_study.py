@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from segmint.study import charts
 from segmint.study.findings import find
 from segmint.study.outcomes import current_results
 from segmint.study.plan import FILE, read_study
+from segmint.study.results import Result
 
 HERE = Path(__file__).parent
 KEPT = ("summary.csv", "trials.csv")
@@ -32,7 +34,7 @@ def collect(folder: Path) -> None:
     for name in KEPT:
         (target / name).write_bytes((folder / name).read_bytes())
     results = current_results(study, folder)
-    (target / "results.jsonl").write_text("".join(_line(one) for one in (folder / "results.jsonl").open()))
+    (target / "results.jsonl").write_text("".join(_line(one) for one in results), encoding="utf-8")
     answer = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
     told = {key: answer[key] for key in ("headline", "details", "cautions", "finished")} | {"metric": study.metric}
     (target / "answer.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -47,10 +49,9 @@ def collect(folder: Path) -> None:
     Console().print(f"{target}: {len(results)} trials", highlight=False)
 
 
-def _line(text: str) -> str:
+def _line(result: Result) -> str:
     """A trial without what only its own folder has."""
-    told = json.loads(text)
-    return json.dumps({key: value for key, value in told.items() if key not in ("images", "key")}) + "\n"
+    return json.dumps({key: value for key, value in asdict(result).items() if key not in ("images", "key")}) + "\n"
 
 
 if __name__ == "__main__":
