@@ -64,8 +64,7 @@ def decide(findings: Findings) -> Answer:
     claims = [_claim(findings, row) for row in findings.rows if row.comparison is not None]
     rivals = _rivals(findings)
     decided = best[most] is not None or (
-        any(row.verdict not in ("", "no claim") for row in rivals)
-        and not any(_might_win(findings, row) for row in rivals)
+        not all(map(_unjudged, rivals)) and not any(_might_win(findings, row) for row in rivals)
     )
     by_budget = [
         {
@@ -271,8 +270,8 @@ def _undecided(findings: Findings, best: Mapping[int | None, Row | None]) -> tup
     compared = [row for row in rows if row.comparison is not None]
     leading = max(compared, key=lambda row: row.comparison.gain if row.comparison else -math.inf, default=None)
     why = [] if leading is None else [f"In front so far, which proves nothing: {_lead(findings, leading)}."]
-    judged = any(not _unjudged(row) for row in rows)
-    return head, " ".join([*why, *(_not_judged(findings) if judged else []), *_fewer(findings, best)])
+    unjudged = [] if all(map(_unjudged, rows)) else _not_judged(findings)
+    return head, " ".join([*why, *unjudged, *_fewer(findings, best)])
 
 
 def _lead(findings: Findings, row: Row) -> str:

@@ -291,7 +291,7 @@ def look(data: Data, settings: RunSettings) -> tuple[Pixels, Images]:
     validation = whole[:: -(-len(whole) // WATCHED)] if whole else []
     if settings.masks_from is None:
         used = unlabelled if cls.uses_unlabelled else []
-        return pixels, Images(pixels, labelled, used, synthetic, validation)
+        return pixels, Images(pixels, labelled, used, synthetic, validation, len(whole))
     predicted = predict_masks(
         pixels,
         unlabelled,
@@ -299,7 +299,7 @@ def look(data: Data, settings: RunSettings) -> tuple[Pixels, Images]:
         confidence=settings.masks_confidence,
         device=settings.training.device,
     )
-    return pixels, Images(predicted, labelled, unlabelled, synthetic, validation)
+    return pixels, Images(predicted, labelled, unlabelled, synthetic, validation, len(whole))
 
 
 def validation_of(pixels: Pixels, method: str) -> list[int]:
@@ -348,10 +348,10 @@ def settle(asked: RunSettings, pixels: Pixels, images: Images, own: Mapping[str,
     notes = [*data.notes, *pixels.notes]
     if isinstance(images.source, PredictedMasks):
         notes += [*images.source.notes, *_other_labels(asked)]
-    if len(images.validation) < (count := len(validation_of(pixels, asked.method))):
+    if len(images.validation) < images.validated:
         notes.append(
-            f"while it trains, {len(images.validation)} of the {count:,} validation images, evenly spread, say which "
-            "weights are best; `segmint evaluate` takes all"
+            f"while it trains, {len(images.validation)} of the {images.validated:,} validation images, evenly spread, "
+            "say which weights are best; `segmint evaluate` takes all"
         )
     missing = [data.classes.names[k] for k, share in enumerate(facts.shares) if share == 0]
     if missing and any(facts.shares):

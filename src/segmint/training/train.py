@@ -57,13 +57,14 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Images:
-    """The items of a source that take part, by index."""
+    """The items of a source that take part, by index; `validated`: how many could be in `validation`."""
 
     source: Source
     labelled: Sequence[int]
     unlabelled: Sequence[int] = ()
     synthetic: Sequence[int] = ()
     validation: Sequence[int] = ()
+    validated: int = 0
 
 
 @dataclass
